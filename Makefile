@@ -1,0 +1,65 @@
+# Every target sets up what it needs: the first call creates .venv, later calls find it ready.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PY := $(BIN)/python
+STAMP := .venv/.stamp
+
+# Two processes of one thread each are faster here than one process of two threads.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+NBVAL := $(PYTEST) --dist loadfile --nbval --nbval-current-env \
+	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
+
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test test-fast lint format notebooks serve bench clean distclean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install the pinned packages
+
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or newer is needed, but '$(PYTHON)' is not: name another one, make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
+	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
+
+test: lint  ## lint, unit tests, and the notebooks' stored outputs, twice
+	$(PYTEST)
+	$(NBVAL)
+	@echo "The notebooks once more with the plainest CPU kernels, as a stand-in for another machine:"
+	ATEN_CPU_CAPABILITY=default $(NBVAL)
+
+test-fast: $(STAMP)  ## the unit tests that are not marked slow
+	$(PYTEST) -m "not slow"
+
+lint: $(STAMP)  ## check style and format, notebooks included
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP)  ## repair style and format where it can be done automatically
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+notebooks: $(STAMP)  ## execute the committed notebooks in place, at their default parameters
+	$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for another port)
+	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+bench: $(STAMP)  ## measure the training speed of every method
+	$(PY) tools/bench.py
+
+clean:  ## remove the built book and the caches; keep .venv and results
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	find rwslib tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv too
+	rm -rf .venv *.egg-info

@@ -1,0 +1,64 @@
+"""What a run of each experiment is, and the one call that loads a run's record or trains it."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwslib import records
+from rwslib.experiments import gmm
+from rwslib.experiments.gmm import GMMConfig
+from rwslib.records import RunRecord
+from rwslib.training import Trainer
+
+__all__ = ["CONFIGS", "GMMConfig", "run"]
+
+CONFIGS = {"gmm": GMMConfig}
+
+_PROBLEMS = {"gmm": gmm.problem}
+
+
+def run(
+    config: GMMConfig,
+    results_dir: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> RunRecord:
+    """The record of a run: the stored one if there is one, else train, store and return it.
+
+    Interrupted, the same call goes on from the last checkpoint and gives the same final numbers.
+
+    Args:
+        config: what to run.
+        results_dir: where a new record goes; None is ``$RWSLIB_RESULTS`` or ``results``.
+        device: where to train; the record's numbers depend on it in the last digits.
+        progress: show a progress bar; None shows it in a terminal only.
+
+    Raises:
+        ValueError: ``results_dir`` cannot be written, or a record or checkpoint there is damaged.
+    """
+    plain = asdict(config)
+    store = Path(results_dir or records.default_results_dir())
+    if record := records.find(plain, store):
+        return record
+    store = records.writable(store)
+    with records.lock(plain, store):
+        return records.find(plain, store) or _train(config, plain, store, device, progress)
+
+
+def _train(
+    config: GMMConfig, plain: dict[str, Any], store: Path, device: str, progress: bool | None
+) -> RunRecord:
+    trainer = Trainer(_PROBLEMS[config.experiment](config), range(config.num_runs), device)
+    checkpoint = records.folder(plain, store).with_suffix(".checkpoint")
+    curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
+    finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
+    # distributions are for pictures: half precision keeps the published records small
+    curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
+    weights = {name.removeprefix("parts."): np.array(value.cpu()) for name, value in trainer.params.items()}
+    provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
+    record = records.save(plain, curves | finals, provenance, store, weights)
+    checkpoint.unlink(missing_ok=True)
+    return record

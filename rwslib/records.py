@@ -1,0 +1,229 @@
+"""The run store: what was run, on what, and what came out, in plain open files.
+
+A record is a folder ``<store>/<experiment>/<key>/`` with ``config.json``, ``provenance.json``,
+``metrics.npz`` and, where a page needs it, ``weights.safetensors``.  The key is a hash of the
+configuration.  A record appears whole or not at all: it is written beside its place and renamed.
+
+Two stores are read and one is written.  The published records (``book/results``) are only read; new
+ones go to ``results_dir``, by default ``$RWSLIB_RESULTS`` or ``results/``.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so do not train one configuration twice at once
+    fcntl = None
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from rwslib import __version__
+
+FORMAT = 1
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        config: its configuration, plain JSON values.
+        provenance: versions, hardware, wall time in seconds, date, commit.
+        metrics: named float arrays; ``iteration [T]``, curves ``[R, T, ...]``, final values ``[R]``.
+        path: its folder.
+    """
+
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """Hash of the configuration, the folder's name."""
+        return self.path.name
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Final parameters of the replicates, ``[R, ...]`` each, where the record keeps them."""
+        return load_file(self.path / "weights.safetensors")
+
+
+def published_dir() -> Path:
+    """Folder of the published records, only read: ``$RWSLIB_PUBLISHED`` or ``book/results``."""
+    return Path(os.environ.get("RWSLIB_PUBLISHED") or _ROOT / "book" / "results")
+
+
+def default_results_dir() -> Path:
+    """Folder of new records: ``$RWSLIB_RESULTS`` or ``results`` in the working directory."""
+    return Path(os.environ.get("RWSLIB_RESULTS") or "results")
+
+
+def key(config: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a configuration: the start of the SHA-256 of its canonical JSON."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder(config: Mapping[str, Any], store: Path) -> Path:
+    """Where a store keeps the record of a configuration."""
+    return Path(store) / config["experiment"] / key(config)
+
+
+def find(config: Mapping[str, Any], results_dir: Path | None = None) -> RunRecord | None:
+    """The record of a configuration, the published one first, or None."""
+    for store in (published_dir(), results_dir or default_results_dir()):
+        path = folder(config, store)
+        if path.exists():
+            return load(path)
+    return None
+
+
+def load(path: Path) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        ValueError: the folder does not hold one whole record of a format this version knows.
+    """
+    path = Path(path)
+    try:
+        config = json.loads((path / "config.json").read_text())
+        provenance = json.loads((path / "provenance.json").read_text())
+        if provenance["format"] > FORMAT:
+            raise ValueError(f"its format {provenance['format']} is newer than this version's {FORMAT}")
+        with np.load(path / "metrics.npz", allow_pickle=False) as file:
+            metrics = dict(file)
+        if key(config) != path.name:
+            raise ValueError("its configuration does not hash to its name")
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"record {path} is damaged ({error}); delete this folder to run its configuration again"
+        ) from error
+    return RunRecord(config, provenance, metrics, path)
+
+
+def iterate(store: Path) -> Iterator[RunRecord]:
+    """All records of a store, in the order of their paths."""
+    for path in sorted(Path(store).glob("*/*/provenance.json")):
+        yield load(path.parent)
+
+
+def writable(results_dir: Path | None = None) -> Path:
+    """The folder for new records, made if need be.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    store = Path(results_dir or default_results_dir())
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"results_dir must be a folder that can be written, got {str(store)!r}: {error.strerror}"
+        ) from error
+    return store
+
+
+@contextmanager
+def lock(config: Mapping[str, Any], store: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a configuration's lock, so that no two processes train it at once.
+
+    The lock dies with the process that holds it.  Yields whether it is held; with ``wait`` it
+    always is.
+    """
+    path = folder(config, store).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+        yield True
+        path.unlink(missing_ok=True)
+
+
+def save(
+    config: Mapping[str, Any],
+    metrics: Mapping[str, np.ndarray],
+    provenance: Mapping[str, Any],
+    store: Path,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> RunRecord:
+    """Write a record so that it appears whole or not at all; one that is already there stays."""
+    path = folder(config, store)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary.chmod(0o755)
+    (temporary / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **metrics)
+    if weights:
+        save_file(dict(weights), temporary / "weights.safetensors")
+    try:
+        temporary.rename(path)
+    except OSError:  # another process stored the same run first
+        shutil.rmtree(temporary)
+    return load(path)
+
+
+def publish(source: Path) -> Path:
+    """Copy one finished record into the published store; returns where it is now."""
+    record = load(source)
+    target = folder(record.config, published_dir())
+    if not target.exists():
+        temporary = target.with_name(f".{target.name}")
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        temporary.rename(target)
+    return target
+
+
+def provenance(seconds: float, device: str, **more: Any) -> dict[str, Any]:
+    """What a reader needs to judge a number: versions, hardware, wall time, date, commit."""
+    git = subprocess.run(
+        ["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    hardware = {"processor": _processor(), "cores": os.cpu_count(), "machine": platform.machine()}
+    if torch.device(device).type == "cuda":
+        hardware["accelerator"] = torch.cuda.get_device_name(device)
+    return {
+        "format": FORMAT,
+        "commit": git.stdout.strip() or None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "hardware": hardware,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "rwslib": __version__,
+            "torch": torch.__version__,
+        },
+        **more,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"

@@ -1,0 +1,362 @@
+"""One training loop for all experiments: replicates trained together, checkpointed, resumable.
+
+The model code is written for one run.  Here the parameters of R replicates are stacked, the
+gradient of the method's loss is mapped over them, and several optimiser steps are compiled into one
+program.  Each replicate reads its own random numbers, a function of (seed, replicate, iteration)
+alone, so a replicate does not depend on its neighbours, and a resumed run repeats the same numbers.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from tqdm import tqdm
+
+from rwslib.methods import Method
+from rwslib.noise import Noise, Tape, seed_for
+
+Tensors = dict[str, Tensor]
+
+NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
+UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
+COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
+CHECKPOINT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the loop must know of an experiment.
+
+    Attributes:
+        method: row of ``rwslib.methods.METHODS``.
+        build: makes the modules of one replicate, ``{"p": ..., "q": ...}`` and, where the method
+            has one, ``"control_variate"``; initialised from PyTorch's global generator.
+        draw_batch: one batch ``x [B, ...]`` from a noise source.
+        evaluate: metrics of one replicate at an iteration, from its modules' log-densities; see
+            ``experiments/gmm.py``.  Called as ``evaluate(trainer, iteration)``; every value leads with R.
+        options: keyword arguments of the method, given the progress in [0, 1).
+    """
+
+    method: Method
+    build: Callable[[], dict[str, nn.Module]]
+    draw_batch: Callable[[Noise], Tensor]
+    evaluate: Callable[["Trainer", int], Tensors]
+    num_particles: int
+    num_iterations: int
+    log_every: int
+    learning_rate: float
+    seed: int
+    options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
+
+
+class _Objective(nn.Module):
+    """The mean surrogate loss of a method as one module, so that its parameters can be swapped."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.problem, self.parts = problem, nn.ModuleDict(problem.build())
+
+    def forward(self, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensor:
+        problem, extra = self.problem, {}
+        if problem.method.control_variate:
+            extra["control_variate"] = self.parts["control_variate"]
+        x = problem.draw_batch(noise) if x is None else x
+        p, q = self.parts["p"], self.parts["q"]
+        options = problem.options(progress)
+        return problem.method.function(p, q, x, problem.num_particles, noise, **extra, **options).mean()
+
+
+class _Apply(nn.Module):
+    """A function of some modules as one module."""
+
+    def __init__(self, modules: nn.ModuleDict, function: Callable[..., Tensors]):
+        super().__init__()
+        self.modules_, self.function = modules, function
+
+    def forward(self) -> Tensors:
+        return self.function(self.modules_["p"], self.modules_["q"])
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is not above a limit (at least 1)."""
+    return next(d for d in range(max(1, min(number, at_most)), 0, -1) if number % d == 0)
+
+
+def adam(
+    params: Tensors, grads: Tensors, moments: tuple[Tensors, Tensors], step: Tensor, learning_rate: float
+) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+    """One step of Adam with default betas (Kingma & Ba 2015), as ``torch.optim.Adam`` but without state.
+
+    Args:
+        step: number of this step, from 1, as a float64 scalar tensor.
+    """
+    (m, v), beta1, beta2, eps = moments, 0.9, 0.999, 1e-8
+    m = {name: beta1 * m[name] + (1 - beta1) * g for name, g in grads.items()}
+    v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in grads.items()}
+    rate = learning_rate / (1 - beta1**step)
+    root = (1 - beta2**step).sqrt()
+
+    def update(name: str) -> Tensor:
+        value = params[name]
+        return value - rate.to(value.dtype) * m[name] / (v[name].sqrt() / root.to(value.dtype) + eps)
+
+    return {name: update(name) for name in params}, (m, v)
+
+
+def can_compile() -> bool:
+    """Whether ``torch.compile`` finds what it needs on the CPU: a C++ compiler and Python's headers."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+
+
+class Trainer:
+    """R replicates of one problem, their parameters stacked along the first axis.
+
+    Args:
+        problem: what to train.
+        replicates: indices of the replicates, usually ``range(num_runs)``; replicate i draws the
+            same numbers whichever others are trained beside it.
+        device: any PyTorch device.
+        compiled: compile the step; None decides by the number of iterations.
+    """
+
+    def __init__(
+        self, problem: Problem, replicates: Sequence[int], device: str = "cpu", compiled: bool | None = None
+    ):
+        self.problem, self.replicates, self.device = problem, list(replicates), device
+        self.iteration, self.seconds, self.curves = 0, 0.0, {}
+        starts = []
+        for replicate in self.replicates:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_for(problem.seed, replicate))
+                self.objective = _Objective(problem).to(device)
+            starts.append({name: value.detach() for name, value in self.objective.named_parameters()})
+        self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+        self.moments = tuple({k: torch.zeros_like(v) for k, v in self.params.items()} for _ in range(2))
+
+        counter = Noise(0, device=device)
+        self.objective(None, counter, self._progress(0))
+        self.numbers = dict(counter.used)
+        per_iteration = max(1, sum(self.numbers.values()))
+        self.block = largest_divisor(problem.log_every, max(1, NOISE_BLOCK // per_iteration))
+        self.unroll = largest_divisor(self.block, UNROLL)
+        if compiled is None:
+            compiled = problem.num_iterations >= COMPILE_FROM
+        if compiled and device == "cpu" and not can_compile():
+            warnings.warn(
+                "no C++ compiler or Python headers found: training uncompiled, slower", stacklevel=2
+            )
+            compiled = False
+        self.compiled = compiled
+        self._advance_together = torch.compile(self._advance, fullgraph=True) if compiled else self._advance
+
+    def _progress(self, iteration: int) -> Tensor:
+        return torch.tensor(iteration / self.problem.num_iterations, device=self.device)
+
+    # -- gradients ---------------------------------------------------------------------------------
+
+    def loss(self, params: Tensors, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensor:
+        """The batch-mean surrogate loss of one replicate; draws a training batch where x is None."""
+        return functional_call(self.objective, params, (x, noise, progress))
+
+    def gradients(self, params: Tensors, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensors:
+        """Gradient of one replicate's parameters, those of the control variate included."""
+        if self.problem.method.control_variate != "variance":
+            return grad(self.loss)(params, x, noise, progress)
+        own = {name: value for name, value in params.items() if "control_variate" in name}
+        model = {name: value for name, value in params.items() if name not in own}
+
+        def variance(own):
+            # E[g]^2 does not depend on the control variate, so E[g^2] is the variance plus a constant
+            grads = grad(lambda model: self.loss({**model, **own}, x, noise, progress))(model)
+            phi = torch.cat([g.flatten() for name, g in grads.items() if name.startswith("parts.q.")])
+            return phi.square().mean(), grads
+
+        own_grads, grads = grad(variance, has_aux=True)(own)
+        return {**grads, **own_grads}
+
+    def map_modules(self, function: Callable[..., Tensors]) -> Tensors:
+        """Apply a function of the modules (p, q, ...) to every replicate; each result leads with R."""
+
+        def one(params: Tensors) -> Tensors:
+            return functional_call(_Apply(self.objective.parts, function), params, ())
+
+        with torch.no_grad():
+            return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
+
+    def phi_gradients(self, x: Tensor, num_samples: int) -> Tensor:
+        """Fresh estimates of phi's gradient at the current parameters, ``[R, num_samples, D_phi]``."""
+        names = [name for name in self.params if name.startswith("parts.q.")]
+        progress = self._progress(self.iteration)
+
+        def phi_gradient(params: Tensors, uniform: Tensor, normal: Tensor) -> Tensor:
+            phi = {name: params[name] for name in names}
+            rest = {name: value for name, value in params.items() if name not in phi}
+            tape = Tape(uniform, normal)
+            grads = grad(lambda phi: self.loss({**rest, **phi}, x, tape, progress))(phi)
+            return torch.cat([grads[name].flatten() for name in names])
+
+        tapes = self._tapes(num_samples, purpose=1)
+        return vmap(vmap(phi_gradient, (None, 0, 0)), (0, 0, 0))(self.params, *tapes)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _tapes(self, count: int, purpose: int = 0) -> tuple[Tensor, Tensor]:
+        """Random numbers of ``count`` iterations from here: uniform ``[R, count, n]``, normal ``[R, count, m]``."""
+        tapes = []
+        for replicate in self.replicates:
+            noise = Noise(self.problem.seed, replicate, self.iteration, purpose, device=self.device)
+            tapes.append(
+                (noise.uniform(count, self.numbers["uniform"]), noise.normal(count, self.numbers["normal"]))
+            )
+        uniform, normal = zip(*tapes, strict=True)
+        return torch.stack(uniform), torch.stack(normal)
+
+    def _advance(
+        self,
+        params: Tensors,
+        moments: tuple[Tensors, Tensors],
+        iteration: Tensor,
+        uniform: Tensor,
+        normal: Tensor,
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """As many optimiser steps as the tapes hold, ``uniform [R, steps, n]``."""
+        for step in range(uniform.shape[1]):
+            progress = ((iteration + step) / self.problem.num_iterations).float()
+
+            def replicate_gradients(params, uniform, normal, progress=progress):
+                return self.gradients(params, None, Tape(uniform, normal), progress)
+
+            grads = vmap(replicate_gradients)(params, uniform[:, step], normal[:, step])
+            params, moments = adam(params, grads, moments, iteration + step + 1, self.problem.learning_rate)
+        return params, moments
+
+    def _train_block(self) -> None:
+        uniform, normal = self._tapes(self.block)
+        with torch.no_grad():
+            for start in range(0, self.block, self.unroll):
+                part = slice(start, start + self.unroll)
+                iteration = torch.tensor(self.iteration + start, dtype=torch.float64, device=self.device)
+                self.params, self.moments = self._advance_together(
+                    self.params, self.moments, iteration, uniform[:, part], normal[:, part]
+                )
+        self.iteration += self.block
+
+    def _log(self) -> None:
+        metrics = self.problem.evaluate(self, self.iteration)
+        if not all(torch.isfinite(value).all() for value in self.params.values()):
+            raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
+        for name, value in {"iteration": torch.tensor(self.iteration), **metrics}.items():
+            self.curves.setdefault(name, []).append(value.detach().cpu().float().numpy())
+
+    def train(self, checkpoint: Path | None = None, progress: bool = False) -> dict[str, np.ndarray]:
+        """Train to the end, resuming from the checkpoint if there is one.
+
+        Args:
+            checkpoint: file to write now and then, and to resume from.
+            progress: show a progress bar with the time left on standard error.
+
+        Returns:
+            Curves ``[R, T, ...]`` by metric name, and ``iteration [T]``.
+        """
+        resumed = checkpoint is not None and checkpoint.exists()
+        if resumed:
+            self.load(checkpoint)
+        begun = saved = time.monotonic()
+        with (
+            _single_thread(self.device),
+            tqdm(
+                total=self.problem.num_iterations,
+                initial=self.iteration,
+                disable=not progress,
+                unit="it",
+                desc=self.problem.method.title,
+                file=sys.stderr,
+                leave=False,
+            ) as bar,
+        ):
+            if not resumed:
+                self._log()
+            while self.iteration < self.problem.num_iterations:
+                self._train_block()
+                bar.update(self.block)
+                if self.iteration % self.problem.log_every == 0:
+                    self._log()
+                    now = time.monotonic()
+                    if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
+                        self.save(checkpoint, self.seconds + now - begun)
+                        saved = now
+        self.seconds += time.monotonic() - begun
+        return {
+            name: np.stack(values, axis=0 if name == "iteration" else 1)
+            for name, values in self.curves.items()
+        }
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def save(self, path: Path, seconds: float) -> None:
+        """Write the whole state atomically (safetensors; nothing is pickled)."""
+        state = {f"params/{name}": value for name, value in self.params.items()}
+        for i, moment in enumerate(self.moments):
+            state |= {f"moment{i}/{name}": value for name, value in moment.items()}
+        for name, values in self.curves.items():
+            state[f"curve/{name}"] = torch.from_numpy(np.stack(values))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        save_file(
+            {name: value.contiguous().cpu() for name, value in state.items()},
+            temporary,
+            metadata={"iteration": str(self.iteration), "seconds": str(seconds)},
+        )
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read the state back.
+
+        Raises:
+            ValueError: the file is not a whole checkpoint of this problem.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata()
+            self.params = {name: state[f"params/{name}"] for name in self.params}
+            self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self.params} for i in range(2))
+            self.curves = {
+                name.removeprefix("curve/"): list(value.cpu().numpy())
+                for name, value in state.items()
+                if name.startswith("curve/")
+            }
+            self.iteration, self.seconds = int(metadata["iteration"]), float(metadata["seconds"])
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"checkpoint {path} is damaged ({error}); delete it to start this run again"
+            ) from error
+
+
+@contextmanager
+def _single_thread(device: str):
+    """One thread and no denormals on the CPU: faster for small models, and the same numbers every time."""
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)

@@ -1,0 +1,203 @@
+"""Build the book: execute copies of its notebooks, then turn them and the pages into a web site.
+
+Everything happens in `_build/`: the committed notebooks and the published run records are only read.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from difflib import get_close_matches
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+STAGE = BUILD / "stage"
+SITE = BUILD / "html"
+Parameters = dict[str, Any]
+
+
+def toc_notebooks() -> list[str]:
+    """Names of the notebooks in the table of contents, in its order."""
+    toc = (ROOT / "book/_toc.yml").read_text()
+    names = re.findall(r"^\s*-?\s*file:\s*notebooks/(\w+)", toc, re.MULTILINE)
+    for name in names:
+        if not (ROOT / f"notebooks/{name}.ipynb").exists():
+            raise SystemExit(f"notebooks/{name}.ipynb, which book/_toc.yml names, does not exist.")
+    return names
+
+
+def read_mapping(path: Path) -> Parameters:
+    """A YAML file that holds a mapping; an empty file is an empty mapping."""
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SystemExit(f"The parameter file {path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise SystemExit(f"The parameter file {path} must hold a mapping of names to values.")
+    return content
+
+
+def check_name(name: str, known: set[str], where: str) -> None:
+    """Refuse a parameter that no notebook would read, before anything runs."""
+    if name not in known:
+        close = get_close_matches(str(name), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        allowed = ", ".join(sorted(known)) or "none"
+        raise SystemExit(f"Unknown parameter {name!r} in {where}{hint}; known are: {allowed}.")
+
+
+def reader_parameters(given: Parameters, known: dict[str, set[str]], where: str) -> dict[str, Parameters]:
+    """Sort a reader's parameters by notebook.
+
+    A name at the top level goes to every notebook that knows it; below a notebook's name, to that one only.
+    """
+    chosen: dict[str, Parameters] = {name: {} for name in known}
+    flat = {key: value for key, value in given.items() if key not in known}
+    for key, value in flat.items():
+        check_name(key, set().union(*known.values()), where)
+        for name in known:
+            if key in known[name]:
+                chosen[name][key] = value
+    for name in given.keys() & known.keys():
+        if not isinstance(given[name], dict):
+            raise SystemExit(f"{name!r} in {where} must hold a mapping of parameter names to values.")
+        for key in given[name]:
+            check_name(key, known[name], f"{where}, below {name}")
+        chosen[name] |= given[name]
+    return chosen
+
+
+def choose_parameters(names: list[str], scale: str, params: Path | None) -> dict[str, Parameters]:
+    """The parameters of every notebook: those of the scale, then the reader's own."""
+    known = {name: set(papermill.inspect_notebook(ROOT / f"notebooks/{name}.ipynb")) for name in names}
+    chosen: dict[str, Parameters] = {name: {} for name in names}
+    for name in names:
+        path = ROOT / f"notebooks/parameters/{name}-{scale}.yaml"
+        if path.exists():
+            chosen[name] = read_mapping(path)
+            for key in chosen[name]:
+                check_name(key, known[name], str(path.relative_to(ROOT)))
+        elif scale != "paper" and known[name]:
+            raise SystemExit(f"There is no {path.relative_to(ROOT)}, which the scale {scale!r} needs.")
+    if params:
+        own = reader_parameters(read_mapping(params), known, str(params))
+        chosen = {name: chosen[name] | own[name] for name in names}
+    return chosen
+
+
+def stage_sources() -> None:
+    """Copy what the site is made of to a fresh staging folder."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    STAGE.mkdir(parents=True)
+    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("results"))
+    shutil.copytree(ROOT / "notebooks", STAGE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    if url := repository_url():
+        config["repository"]["url"] = url
+        buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
+        config["html"] |= dict.fromkeys(buttons, True)
+    (STAGE / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def repository_url() -> str | None:
+    """Where the sources can be read: RWSLIB_REPOSITORY, else the git remote if it is on GitHub."""
+    if given := os.environ.get("RWSLIB_REPOSITORY"):
+        return given
+    command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    pattern = r"(?:https://(?:[^@/]+@)?|(?:ssh://)?git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
+    match = re.fullmatch(pattern, remote)
+    return f"https://github.com/{match[1]}" if match else None
+
+
+def execute(name: str, parameters: Parameters) -> str | None:
+    """Execute one notebook into the staging folder; return what went wrong, if anything did."""
+    target = STAGE / f"notebooks/{name}.ipynb"
+    for attempt in (1, 2):
+        try:
+            papermill.execute_notebook(
+                ROOT / f"notebooks/{name}.ipynb",
+                target,
+                parameters,
+                kernel_name="python3",
+                cwd=target.parent,
+                progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],  # else each kernel remarks on its transport
+            )
+        except PapermillExecutionError as error:
+            kept = f"The cells up to there are in {target.relative_to(ROOT)}."
+            return f"{name} failed with {error.ename}: {error.evalue}\n{kept}"
+        except Exception as error:  # kernels that start together can pick the same port: once more
+            if attempt == 2:
+                return f"{name} could not be executed: {type(error).__name__}: {error}"
+        else:
+            break
+    notebook = nbformat.read(target, as_version=4)
+    for part in (notebook, *notebook.cells):  # times and paths of this machine
+        part.metadata.pop("papermill", None)
+    nbformat.write(notebook, target)
+    return None
+
+
+def copy_mathjax() -> None:
+    """Put the part of MathJax that the pages use into the site."""
+    package = importlib.metadata.distribution("sphinx-mathjax-offline")
+    source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
+    target = SITE / "_static/mathjax"
+    fonts = "output/chtml/fonts/woff-v2"
+    shutil.copytree(source / fonts, target / fonts)
+    shutil.copy(source / "tex-chtml-full.js", target)
+
+
+def main() -> None:
+    """Parse the command line, execute the notebooks, build the site."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=("paper", "quick"), default="paper", help="default: paper")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+
+    names = toc_notebooks()
+    parameters = choose_parameters(names, arguments.scale, arguments.params)
+    stage_sources()
+    if arguments.scale == "quick":  # everything is trained: no record may be found
+        for variable in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED"):
+            folder = BUILD / "quick-results" / variable.removeprefix("RWSLIB_").lower()
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            os.environ[variable] = str(folder)
+    os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
+
+    # Processes, because papermill changes the working directory of the process it runs in.
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        failures = [failure for failure in pool.map(execute, names, parameters.values()) if failure]
+    if failures:
+        raise SystemExit("\n".join(failures))
+
+    subprocess.run([sys.executable, ROOT / "tools/generate_pages.py", STAGE / "book"], check=True)
+    shutil.rmtree(SITE, ignore_errors=True)
+    command = ["build", str(STAGE), "--path-output", str(ROOT), "--toc", str(STAGE / "book/_toc.yml")]
+    options = ["-W", "-n", "--keep-going", "--all", "-q"]
+    built = subprocess.run([Path(sys.executable).with_name("jupyter-book"), *command, *options], check=False)
+    if built.returncode:
+        raise SystemExit("The pages could not be built without warnings: see above.")
+    copy_mathjax()
+    seconds = time.monotonic() - start
+    print(f"The book is in {SITE / 'index.html'} ({arguments.scale} scale, {seconds:.0f} s).")
+
+
+if __name__ == "__main__":
+    main()

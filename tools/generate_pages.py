@@ -1,0 +1,109 @@
+"""Fill the generated parts of the book's pages: the table of methods and the table of speeds.
+
+Usage: python tools/generate_pages.py FOLDER, where FOLDER holds copies of the pages of `book/`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rwslib.methods import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table, in a container that takes the margin on wide screens and scrolls on narrow ones."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join([":::{div} wide-table full-width", *lines, ":::"])
+
+
+def text(value: Any) -> str:
+    """A value as one table cell: absent ones empty, no bars or line breaks."""
+    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")
+
+
+def citation(reference: Any, keys: set[str]) -> str:
+    """References as citations where they are keys of the bibliography, else as they are."""
+    parts = reference if isinstance(reference, list | tuple) else re.split(r",\s*", text(reference))
+    return ", ".join(f"{{cite:t}}`{part}`" if part in keys else text(part) for part in parts)
+
+
+def method_row(name: str, method: Any, keys: set[str]) -> list[str]:
+    """One method's cells."""
+    return [
+        f"`{name}`",
+        f"{text(method.title)}, `{method.function.__name__}`",
+        text(method.min_particles),
+        text(method.latent),
+        text(method.ablation or method.control_variate or "none"),
+        text(method.cost),
+        citation(method.reference, keys),
+    ]
+
+
+def methods_tables() -> str:
+    """The methods of the literature, then the deliberate deviations from them."""
+    bibliography = (ROOT / "book/references.bib").read_text()
+    keys = set(re.findall(r"^@\w+\{([^,\s]+)", bibliography, re.MULTILINE))
+    rows = {
+        ablation: [
+            method_row(name, method, keys)
+            for name, method in METHODS.items()
+            if bool(method.ablation) == ablation
+        ]
+        for ablation in (False, True)
+    }
+    start, end = ["name", "method, function", "least K", "latents"], ["cost", "source"]
+    return "\n\n".join(
+        [
+            table([*start, "control variate", *end], rows[False]),
+            "## Ablations",
+            "These deviate from a method on purpose, to measure what the deviation does.",
+            table([*start, "deviation", *end], rows[True]),
+        ]
+    )
+
+
+def benchmark_table() -> str:
+    """The last measured speeds, or a sentence that there are none."""
+    path = ROOT / "book/results/benchmark.json"
+    if not path.exists():
+        return "The speed has not been measured yet."
+    measured = json.loads(path.read_text())
+    machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in measured.get("hardware", {}).items())
+    rows = [
+        [
+            f"`{row['method']}`",
+            text(row["num_particles"]),
+            f"{row['replicate_iterations_per_second']:,.0f}",
+            percent(row.get("fraction_of_matmul_limit")),
+            percent(row.get("fraction_of_memory_limit")),
+        ]
+        for row in measured["rows"]
+    ]
+    header = ["method", "K", "replicate-iterations per second", "of the matmul limit", "of the memory limit"]
+    return f"Measured on {text(measured.get('date'))} ({machine}).\n\n{table(header, rows)}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with two significant digits; unknown ones empty."""
+    return "" if fraction is None else f"{100 * fraction:.2g} %"
+
+
+def main() -> None:
+    """Replace the marker of each generated part."""
+    folder = Path(sys.argv[1])
+    parts = {"methods.md": ("methods table", methods_tables), "benchmark.md": ("benchmark", benchmark_table)}
+    for page, (name, generate) in parts.items():
+        path, marker = folder / page, f"<!-- generated: {name} -->"
+        source = path.read_text()
+        if marker not in source:
+            raise SystemExit(f"{path} has no line {marker}")
+        path.write_text(source.replace(marker, generate()))
+
+
+if __name__ == "__main__":
+    main()
