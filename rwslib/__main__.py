@@ -5,7 +5,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -39,7 +38,7 @@ def train(arguments: argparse.Namespace) -> None:
     for wait in (False, True):  # first whatever nobody else trains, then wait for the others
         left = []
         for config in waiting:
-            plain = asdict(config)
+            plain = records.plain(config)
             if records.find(plain, store):
                 continue
             with records.lock(plain, store, wait) as held:

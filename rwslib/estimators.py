@@ -15,6 +15,7 @@ no value can be looked at) non-finite numbers raise a ``ValueError`` that names 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
 
 
 def wake_theta_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
-    r"""Wake phase for theta, paper section 3.1: ascend :math:`\sum_k v_k \nabla_\theta \log p_\theta(z_k, x)`.
+    r"""Wake phase for theta (section 3.1): ascend :math:`\sum_k v_k \nabla_\theta \log p_\theta(z_k, x)`.
 
     Unbiased for the theta gradient of the K-particle bound; shared by all methods of the paper.
     No gradient reaches q.  The value is minus the bound.
@@ -303,7 +304,7 @@ def relax_loss(
 
 
 def stl_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
-    r"""Sticking the landing (Roeder, Wu & Duvenaud 2017): phi ascends :math:`\sum_k v_k \nabla \log w_k` along the path.
+    r"""Sticking the landing (Roeder, Wu & Duvenaud 2017): weights :math:`v_k` along the path.
 
     Unbiased at K = 1, biased above.  Theta follows :func:`wake_theta_loss`.
 
@@ -315,8 +316,7 @@ def stl_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
     Returns:
         ``[B]``.  Cost: K samples, 2K evaluations of p and q.
     """
-    v = normalized_weights(log_p - log_q)
-    return _pathwise_loss(log_p, log_q, log_w_path, v)
+    return _pathwise_loss(log_p, log_q, log_w_path, lambda v: v)
 
 
 def dreg_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
@@ -325,8 +325,7 @@ def dreg_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
     Same expectation as the IWAE phi gradient, without its 1/sqrt(K) decay of the signal-to-noise
     ratio.  Arguments, returns and cost as :func:`stl_loss`.
     """
-    v = normalized_weights(log_p - log_q)
-    return _pathwise_loss(log_p, log_q, log_w_path, v.square())
+    return _pathwise_loss(log_p, log_q, log_w_path, lambda v: v.square())
 
 
 def rws_dreg_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
@@ -335,12 +334,14 @@ def rws_dreg_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
     Same expectation as :func:`wake_phi_loss`; zero at K = 1.  Arguments, returns and cost as
     :func:`stl_loss`.
     """
-    v = normalized_weights(log_p - log_q)
-    return _pathwise_loss(log_p, log_q, log_w_path, v - v.square())
+    return _pathwise_loss(log_p, log_q, log_w_path, lambda v: v - v.square())
 
 
-def _pathwise_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor, weights: Tensor) -> Tensor:
+def _pathwise_loss(
+    log_p: Tensor, log_q: Tensor, log_w_path: Tensor, weigh: Callable[[Tensor], Tensor]
+) -> Tensor:
     _check(log_p=log_p, log_q=log_q, log_w_path=log_w_path)
+    weights = weigh(normalized_weights(log_p - log_q))
     return wake_theta_loss(log_p, log_q) - (weights * log_w_path).sum(dim=0)
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def exact_log_evidence(log_joint: Tensor) -> Tensor:
 
 
 def exact_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) of categorical distributions given by normalised log-probabilities, ``[..., C]`` -> ``[...]``."""
+    """KL(a || b) of categorical distributions, from log-probabilities ``[..., C]``; ``[...]`` in nats."""
     return (log_a.exp() * (log_a - log_b)).sum(dim=-1)
 
 
@@ -102,3 +103,36 @@ def exact_wake_phi(log_joint: Tensor, logits: Tensor, num_particles: int) -> Ten
     v = normalized_weights(log_joint[z] - log_q)
     score = torch.eye(len(logits), dtype=logits.dtype)[z] - probs
     return torch.einsum("n,kn,knc->c", log_q.sum(dim=0).exp(), v, score)
+
+
+def bootstrap(
+    statistic: Callable[..., float], *samples: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """A statistic of replicates with its 95 % percentile bootstrap interval.
+
+    Args:
+        statistic: maps one array of replicates for each sample to a number.
+        *samples: ``[R]`` each; each is resampled on its own.
+
+    Returns:
+        Value at the samples themselves, lower and upper end.
+    """
+    generator = np.random.default_rng(seed)
+    resampled = [
+        statistic(*(sample[generator.integers(len(sample), size=len(sample))] for sample in samples))
+        for _ in range(num_resamples)
+    ]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(statistic(*samples)), float(low), float(high)
+
+
+def verdict(intervals: list[tuple[float, float, float]]) -> str:
+    """Judge a claim that says every effect is positive, from (value, low, high) of each.
+
+    "holds" if all intervals lie above zero, "does not hold" if all lie at or below, else "mixed".
+    """
+    if all(low > 0 for _, low, _ in intervals):
+        return "holds"
+    if all(high <= 0 for _, _, high in intervals):
+        return "does not hold"
+    return "mixed"

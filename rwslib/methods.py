@@ -113,6 +113,8 @@ def dreg(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise
 
 def rws_dreg(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
     """Doubly reparameterised wake-phi gradient (Tucker et al. 2019)."""
+    if num_particles < 2:
+        raise ValueError(f"num_particles must be at least 2 (else phi does not move), got {num_particles}")
     return estimators.rws_dreg_loss(*_path_log_weights(p, q, x, num_particles, noise))
 
 
@@ -181,7 +183,8 @@ def concrete_log_prob(log_z: Tensor, log_probs: Tensor, temperature: Tensor | fl
     """
     num_categories = log_z.shape[-1]
     score = log_probs - temperature * log_z
-    constant = math.lgamma(num_categories) + (num_categories - 1) * torch.log(torch.as_tensor(temperature))
+    log_temperature = torch.log(torch.as_tensor(temperature, dtype=log_z.dtype))
+    constant = math.lgamma(num_categories) + (num_categories - 1) * log_temperature
     return constant + (score - log_z).sum(dim=-1) - num_categories * torch.logsumexp(score, dim=-1)
 
 
@@ -193,7 +196,10 @@ def concrete(
     noise: Noise,
     temperature: Tensor | float = 0.5,
 ) -> Tensor:
-    """IWAE on the relaxed model: prior and posterior both Concrete (Maddison et al. 2017), biased for the discrete one."""
+    """IWAE on the relaxed model, whose prior and posterior are Concrete (Maddison et al. 2017).
+
+    Biased for the discrete model, the less the lower the temperature.
+    """
     log_probs = q.log_probs(x)
     log_z = torch.log_softmax(
         (log_probs + _gumbel_like(log_probs, num_particles, noise)) / temperature, dim=-1
@@ -264,7 +270,7 @@ class RebarControlVariate(nn.Module):
 def rebar(
     p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, control_variate: nn.Module
 ) -> Tensor:
-    r"""REBAR: the control variate is :math:`\eta` times the bound at relaxed particles (Tucker et al. 2017)."""
+    r"""REBAR: the control variate is :math:`\eta` times the relaxed bound (Tucker et al. 2017)."""
     log_probs, g, z, g_conditional = _gumbel_pair(q, x, num_particles, noise)
     scale, temperature = control_variate.log_scale.exp(), control_variate.log_temperature.exp()
 
@@ -328,55 +334,66 @@ class Method:
     ablation: str | None = None
 
 
-_K, _2K = "K samples of q; K evaluations of p and q", "2K samples of q; 2K evaluations of p and q"
+_K = "K samples of q; K evaluations of p and q"
+_2K = "2K samples of q; 2K evaluations of p and q"
+_DREAMS = "K samples of q, K of p; K evaluations of p, 2K of q"
+_PATH = "K samples of q; 2K evaluations of p and q"
 METHODS = {
-    "ws": Method(
-        "WS", wake_sleep, "hinton1995wake", "K samples of q, K of p; K evaluations of p, 2K of q"
-    ),
+    "ws": Method("WS", wake_sleep, "hinton1995wake", _DREAMS),
     "ww": Method("WW", wake_wake, "bornschein2015reweighted", _K, options=("center_weights",)),
-    "wws": Method(
-        "WWS",
-        wake_wake_sleep,
-        "bornschein2015reweighted",
-        "K samples of q, K of p; K evaluations of p, 2K of q",
-        options=("wake_weight",),
-    ),
+    "wws": Method("WWS", wake_wake_sleep, "bornschein2015reweighted", _DREAMS, options=("wake_weight",)),
     "dww": Method("δ-WW", defensive_wake_wake, "hesterberg1995weighted", _2K, options=("delta",)),
     "vae": Method("VAE", vae, "kingma2014auto", _K, latent="reparameterisable"),
     "iwae": Method("IWAE", iwae, "burda2016importance", _K, latent="reparameterisable"),
-    "stl": Method(
-        "STL", stl, "roeder2017sticking", "K samples of q; 2K evaluations of p and q", "reparameterisable"
-    ),
-    "dreg": Method(
-        "DReG", dreg, "tucker2019doubly", "K samples of q; 2K evaluations of p and q", "reparameterisable"
-    ),
+    "stl": Method("STL", stl, "roeder2017sticking", _PATH, latent="reparameterisable"),
+    "dreg": Method("DReG", dreg, "tucker2019doubly", _PATH, latent="reparameterisable"),
     "rws_dreg": Method(
-        "RWS-DReG", rws_dreg, "tucker2019doubly", "K samples of q; 2K evaluations of p and q", "reparameterisable", 2
+        "RWS-DReG", rws_dreg, "tucker2019doubly", _PATH, latent="reparameterisable", min_particles=2
     ),
     "tvo": Method("TVO", tvo, "masrani2019thermodynamic", _K, min_particles=2, options=("partition",)),
     "reinforce": Method("REINFORCE", reinforce, "williams1992simple", _K),
     "nvil": Method(
-        "NVIL", nvil, "mnih2014neural", _K + ", one of the baseline", control_variate="regression"
+        "NVIL", nvil, "mnih2014neural", f"{_K}, one of the baseline", control_variate="regression"
     ),
     "vimco": Method("VIMCO", vimco, "mnih2016variational", _K, min_particles=2, options=("mean",)),
     "concrete": Method(
-        "Concrete", concrete, "maddison2017concrete", "K relaxed samples; every branch of p", "categorical",
+        "Concrete",
+        concrete,
+        "maddison2017concrete",
+        "K relaxed samples; every branch of p",
+        latent="categorical",
         options=("temperature",),
     ),
     "rebar": Method(
-        "REBAR", rebar, "tucker2017rebar", _K + ", 3K relaxed ones; gradient of a gradient", "categorical",
+        "REBAR",
+        rebar,
+        "tucker2017rebar",
+        f"{_K}, 3K relaxed ones; gradient of a gradient",
+        latent="categorical",
         control_variate="variance",
     ),
     "relax": Method(
-        "RELAX", relax, "grathwohl2018backpropagation", _K + ", 3K of c; gradient of a gradient", "categorical",
+        "RELAX",
+        relax,
+        "grathwohl2018backpropagation",
+        f"{_K}, 3K of c; gradient of a gradient",
+        latent="categorical",
         control_variate="variance",
     ),
     "vimco_no_log_k": Method(
-        "VIMCO without log K", vimco_no_log_k, "mnih2016variational", _K, min_particles=2,
+        "VIMCO without log K",
+        vimco_no_log_k,
+        "mnih2016variational",
+        _K,
+        min_particles=2,
         ablation="the baseline lacks its log K",
     ),
     "dww_wrong_density": Method(
-        "δ-WW, wrong density", dww_wrong_density, "hesterberg1995weighted", _2K, options=("delta",),
+        "δ-WW, wrong density",
+        dww_wrong_density,
+        "hesterberg1995weighted",
+        _2K,
+        options=("delta",),
         ablation="the mixture density is taken at another point than the particle",
     ),
-}  # fmt: skip
+}

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 
 
+def _sequence(path: tuple[int, ...]) -> np.random.SeedSequence:
+    for number in path:
+        if not 0 <= number < 2**32:
+            raise ValueError(f"path must hold whole numbers from 0 to 2**32 - 1, got {number}")
+    return np.random.SeedSequence(path or None)
+
+
 def seed_for(*path: int) -> int:
-    """A 63-bit seed for a path of integers such as (seed, replicate, iteration)."""
-    return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0]) >> 1
+    """A 63-bit seed for a path of integers such as (seed, replicate, iteration).
+
+    Paths that differ only by zeros at the end have the same seed: compare paths of one length.
+    """
+    return int(_sequence(path).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Noise:
@@ -24,19 +34,18 @@ class Noise:
     serves the other devices.
 
     Args:
-        *path: non-negative integers, for example ``(seed, replicate)``; none seeds from the system.
+        *path: whole numbers below 2**32, for example ``(seed, replicate)``; none seeds from the system.
+            Zeros at the end do not count.
         device: where the numbers go.
     """
 
     def __init__(self, *path: int, device: str = "cpu"):
         self.device = torch.device(device)
         self.used = {"uniform": 0, "normal": 0}
-        sequence = np.random.SeedSequence(path or None)
         if self.device.type == "cpu":
-            self.generator = np.random.Generator(np.random.SFC64(sequence))
+            self.generator = np.random.Generator(np.random.SFC64(_sequence(path)))
         else:
-            seed = seed_for(*path) if path else int(sequence.generate_state(1, np.uint64)[0]) >> 1
-            self.generator = torch.Generator(self.device).manual_seed(seed)
+            self.generator = torch.Generator(self.device).manual_seed(seed_for(*path))
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on the open interval (0, 1), float32 of the given shape."""

@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ def default_results_dir() -> Path:
     return Path(os.environ.get("RWSLIB_RESULTS") or "results")
 
 
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(config)))
+
+
 def key(config: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that name a configuration: the start of the SHA-256 of its canonical JSON."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -85,7 +90,7 @@ def folder(config: Mapping[str, Any], store: Path) -> Path:
     return Path(store) / config["experiment"] / key(config)
 
 
-def find(config: Mapping[str, Any], results_dir: Path | None = None) -> RunRecord | None:
+def find(config: Mapping[str, Any], results_dir: str | Path | None = None) -> RunRecord | None:
     """The record of a configuration, the published one first, or None."""
     for store in (published_dir(), results_dir or default_results_dir()):
         path = folder(config, store)
@@ -106,7 +111,7 @@ def load(path: Path) -> RunRecord:
         provenance = json.loads((path / "provenance.json").read_text())
         if provenance["format"] > FORMAT:
             raise ValueError(f"its format {provenance['format']} is newer than this version's {FORMAT}")
-        with np.load(path / "metrics.npz", allow_pickle=False) as file:
+        with (path / "metrics.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             metrics = dict(file)
         if key(config) != path.name:
             raise ValueError("its configuration does not hash to its name")
@@ -119,11 +124,11 @@ def load(path: Path) -> RunRecord:
 
 def iterate(store: Path) -> Iterator[RunRecord]:
     """All records of a store, in the order of their paths."""
-    for path in sorted(Path(store).glob("*/*/provenance.json")):
+    for path in sorted(Path(store).glob("*/[!.]*/config.json")):
         yield load(path.parent)
 
 
-def writable(results_dir: Path | None = None) -> Path:
+def writable(results_dir: str | Path | None = None) -> Path:
     """The folder for new records, made if need be.
 
     Raises:
@@ -172,16 +177,17 @@ def save(
     path = folder(config, store)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    temporary.chmod(0o755)
-    (temporary / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **metrics)
-    if weights:
-        save_file(dict(weights), temporary / "weights.safetensors")
     try:
-        temporary.rename(path)
-    except OSError:  # another process stored the same run first
-        shutil.rmtree(temporary)
+        temporary.chmod(0o755)
+        (temporary / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+        np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **metrics)
+        if weights:
+            save_file(dict(weights), temporary / "weights.safetensors")
+        if not path.exists():  # else another process stored the same run first
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return load(path)
 
 

@@ -148,9 +148,7 @@ class Trainer:
         self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
         self.moments = tuple({k: torch.zeros_like(v) for k, v in self.params.items()} for _ in range(2))
 
-        counter = Noise(0, device=device)
-        self.objective(None, counter, self._progress(0))
-        self.numbers = dict(counter.used)
+        self.numbers = self._count_numbers(None)
         per_iteration = max(1, sum(self.numbers.values()))
         self.block = largest_divisor(problem.log_every, max(1, NOISE_BLOCK // per_iteration))
         self.unroll = largest_divisor(self.block, UNROLL)
@@ -162,7 +160,16 @@ class Trainer:
             )
             compiled = False
         self.compiled = compiled
+        if compiled:
+            torch.compiler.reset()  # else many runs in one process reach dynamo's recompile limit
         self._advance_together = torch.compile(self._advance, fullgraph=True) if compiled else self._advance
+
+    def _count_numbers(self, x: Tensor | None) -> dict[str, int]:
+        """How many random numbers one loss takes, those of a training batch included."""
+        counter = Noise(0, device=self.device)
+        batch = self.problem.draw_batch(counter)
+        self.objective(batch if x is None else x, counter, self._progress(0))
+        return counter.used
 
     def _progress(self, iteration: int) -> Tensor:
         return torch.tensor(iteration / self.problem.num_iterations, device=self.device)
@@ -210,19 +217,17 @@ class Trainer:
             grads = grad(lambda phi: self.loss({**rest, **phi}, x, tape, progress))(phi)
             return torch.cat([grads[name].flatten() for name in names])
 
-        tapes = self._tapes(num_samples, purpose=1)
+        tapes = self._tapes(num_samples, self._count_numbers(x), purpose=1)
         return vmap(vmap(phi_gradient, (None, 0, 0)), (0, 0, 0))(self.params, *tapes)
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _tapes(self, count: int, purpose: int = 0) -> tuple[Tensor, Tensor]:
-        """Random numbers of ``count`` iterations from here: uniform ``[R, count, n]``, normal ``[R, count, m]``."""
+    def _tapes(self, count: int, numbers: dict[str, int], purpose: int = 0) -> tuple[Tensor, Tensor]:
+        """Random numbers of ``count`` iterations: uniform ``[R, count, n]`` and normal ``[R, count, m]``."""
         tapes = []
         for replicate in self.replicates:
             noise = Noise(self.problem.seed, replicate, self.iteration, purpose, device=self.device)
-            tapes.append(
-                (noise.uniform(count, self.numbers["uniform"]), noise.normal(count, self.numbers["normal"]))
-            )
+            tapes.append((noise.uniform(count, numbers["uniform"]), noise.normal(count, numbers["normal"])))
         uniform, normal = zip(*tapes, strict=True)
         return torch.stack(uniform), torch.stack(normal)
 
@@ -245,8 +250,9 @@ class Trainer:
             params, moments = adam(params, grads, moments, iteration + step + 1, self.problem.learning_rate)
         return params, moments
 
-    def _train_block(self) -> None:
-        uniform, normal = self._tapes(self.block)
+    def train_block(self) -> None:
+        """Train ``block`` iterations, without logging."""
+        uniform, normal = self._tapes(self.block, self.numbers)
         with torch.no_grad():
             for start in range(0, self.block, self.unroll):
                 part = slice(start, start + self.unroll)
@@ -256,7 +262,8 @@ class Trainer:
                 )
         self.iteration += self.block
 
-    def _log(self) -> None:
+    def log(self) -> None:
+        """Append the metrics of the current parameters to the curves."""
         metrics = self.problem.evaluate(self, self.iteration)
         if not all(torch.isfinite(value).all() for value in self.params.values()):
             raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
@@ -290,12 +297,12 @@ class Trainer:
             ) as bar,
         ):
             if not resumed:
-                self._log()
+                self.log()
             while self.iteration < self.problem.num_iterations:
-                self._train_block()
+                self.train_block()
                 bar.update(self.block)
                 if self.iteration % self.problem.log_every == 0:
-                    self._log()
+                    self.log()
                     now = time.monotonic()
                     if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
                         self.save(checkpoint, self.seconds + now - begun)

@@ -1,7 +1,6 @@
 """What a run of each experiment is, and the one call that loads a run's record or trains it."""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,16 @@ from rwslib.experiments.gmm import GMMConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer
 
-__all__ = ["CONFIGS", "GMMConfig", "run"]
+__all__ = ["CONFIGS", "GMMConfig", "run", "stored"]
 
 CONFIGS = {"gmm": GMMConfig}
 
 _PROBLEMS = {"gmm": gmm.problem}
+
+
+def stored(config: GMMConfig, results_dir: str | Path | None = None) -> RunRecord | None:
+    """The record of a run if there is one; never trains."""
+    return records.find(records.plain(config), results_dir)
 
 
 def run(
@@ -39,7 +43,7 @@ def run(
     Raises:
         ValueError: ``results_dir`` cannot be written, or a record or checkpoint there is damaged.
     """
-    plain = asdict(config)
+    plain = records.plain(config)
     store = Path(results_dir or records.default_results_dir())
     if record := records.find(plain, store):
         return record
@@ -57,7 +61,7 @@ def _train(
     finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
     # distributions are for pictures: half precision keeps the published records small
     curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
-    weights = {name.removeprefix("parts."): np.array(value.cpu()) for name, value in trainer.params.items()}
+    weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}
     provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
     record = records.save(plain, curves | finals, provenance, store, weights)
     checkpoint.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ innermost, where sums over the C categories vectorise best; only ``_mlp`` knows 
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class GMM(nn.Module):
 
 
 def _layers(sizes: Sequence[int]) -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+    return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
 
 def _mlp(layers: nn.ModuleList, inputs: Tensor) -> Tensor:
