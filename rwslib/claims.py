@@ -37,12 +37,16 @@ def _title(name: str) -> str:
     return METHODS[name].title
 
 
+def _median(values: np.ndarray) -> np.ndarray:
+    return np.median(values, axis=-1)
+
+
 def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    return bootstrap(lambda u, v: np.median(u) - np.median(v), a, b)
+    return bootstrap(lambda u, v: _median(u) - _median(v), a, b)
 
 
 def _log_ratio(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    return bootstrap(lambda u, v: np.log(np.median(u) / np.median(v)), a, b)
+    return bootstrap(lambda u, v: np.log(_median(u) / _median(v)), a, b)
 
 
 def gmm_claims(
@@ -89,12 +93,12 @@ def gmm_claims(
 
     def gives_up(method: str, K: int) -> Effects:
         support = final("support_size", method, K)
-        return {f"{_title(method)}, K {K}": bootstrap(lambda s: NUM_CATEGORIES - np.median(s), support)}
+        return {f"{_title(method)}, K {K}": bootstrap(lambda s: NUM_CATEGORIES - _median(s), support)}
 
     def keeps_all(method: str, K: int) -> Effects:
         support = final("support_size", method, K)
         least = NUM_CATEGORIES - 0.5
-        return {f"{_title(method)} keeps all, K {K}": bootstrap(lambda s: np.median(s) - least, support)}
+        return {f"{_title(method)} keeps all, K {K}": bootstrap(lambda s: _median(s) - least, support)}
 
     def quieter(a: str, b: str, K: int) -> Effects:
         return {f"std: {_title(a)} below {_title(b)}, K {K}": _log_ratio(spread(b, K), spread(a, K))}
@@ -122,13 +126,13 @@ def gmm_claims(
 
     def louder() -> Effects:
         ratio = {K: np.log(term_std[K][:, 0] / term_std[K][:, 1]) for K in particles}
-        level = {f"term 1 above term 2, K {K}": bootstrap(np.median, ratio[K]) for K in particles}
+        level = {f"term 1 above term 2, K {K}": bootstrap(_median, ratio[K]) for K in particles}
         growth = {f"more so, K {a} to {b}": _difference(ratio[b], ratio[a]) for a, b in pairwise(particles)}
         return level | growth
 
     def slopes() -> Effects:
         return {
-            name: bootstrap(lambda s, target=target: 0.1 - abs(s.mean() - target), snr_slopes[:, i])
+            name: bootstrap(lambda s, target=target: 0.1 - abs(s.mean(axis=-1) - target), snr_slopes[:, i])
             for i, (name, target) in enumerate({"theta": 0.5, "phi": -0.5}.items())
         }
 
@@ -214,8 +218,8 @@ def _union(parts) -> Effects:
     return {label: effect for part in parts for label, effect in part.items()}
 
 
-def _within_factor_two(a: np.ndarray, b: np.ndarray) -> float:
-    return np.log(2) - abs(np.log(np.median(a) / np.median(b)))
+def _within_factor_two(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.log(2) - abs(np.log(_median(a) / _median(b)))
 
 
 def _effects_or_none(rule: Callable[[], Effects]) -> Effects:

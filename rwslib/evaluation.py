@@ -106,12 +106,12 @@ def exact_wake_phi(log_joint: Tensor, logits: Tensor, num_particles: int) -> Ten
 
 
 def bootstrap(
-    statistic: Callable[..., float], *samples: np.ndarray, num_resamples: int = 2000, seed: int = 0
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """A statistic of replicates with its 95 % percentile bootstrap interval.
 
     Args:
-        statistic: maps one array of replicates for each sample to a number.
+        statistic: maps arrays ``[..., R]``, one for each sample, to ``[...]``.
         *samples: ``[R]`` each; each is resampled on its own.
 
     Returns:
@@ -119,10 +119,9 @@ def bootstrap(
     """
     generator = np.random.default_rng(seed)
     resampled = [
-        statistic(*(sample[generator.integers(len(sample), size=len(sample))] for sample in samples))
-        for _ in range(num_resamples)
+        sample[generator.integers(len(sample), size=(num_resamples, len(sample)))] for sample in samples
     ]
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    low, high = np.percentile(statistic(*resampled), [2.5, 97.5])
     return float(statistic(*samples)), float(low), float(high)
 
 

@@ -1,0 +1,121 @@
+"""The notebooks: executed, documented, and retrained when a parameter changes."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+GMM_PARAMETERS = {
+    "methods",
+    "num_particles",
+    "num_iterations",
+    "num_runs",
+    "batch_size",
+    "learning_rate",
+    "delta",
+    "init",
+    "seed",
+    "device",
+    "results_dir",
+}
+
+
+def code_cells(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_cell_was_executed_in_order_without_errors(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        if (
+            re.search(r"^\s*(print|plt\.show|display)\(", cell.source, re.MULTILINE)
+            and "def " not in cell.source
+        ):
+            assert cell.outputs, f"this cell prints, but has no output:\n{cell.source}"
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", f"warnings or a progress bar:\n{output.text}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_typed_and_explained(path):
+    parameters = papermill.inspect_notebook(path)
+    assert parameters
+    for parameter in parameters.values():
+        assert parameter["help"], f"{parameter['name']} has no comment"
+        assert parameter["inferred_type_name"] != "None", f"{parameter['name']} has no type"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_figures_have_captions_and_alternative_texts(path):
+    for cell in code_cells(path):
+        if any("image/svg+xml" in output.get("data", {}) for output in cell.outputs):
+            settings = cell.metadata.get("mystnb", {})
+            assert settings.get("figure", {}).get("caption"), cell.source
+            assert settings.get("image", {}).get("alt"), cell.source
+
+
+def test_the_mixture_notebook_has_its_parameters():
+    assert papermill.inspect_notebook(ROOT / "notebooks/02_gmm.ipynb").keys() >= GMM_PARAMETERS
+
+
+@pytest.fixture
+def empty_stores(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return tmp_path
+
+
+def rerun(folder, **parameters):
+    """Execute the mixture notebook; papermill runs in this process, its kernel in another."""
+    source, target = ROOT / "notebooks/02_gmm.ipynb", folder / "out.ipynb"
+    papermill.execute_notebook(
+        source, target, parameters, kernel_name="python3", progress_bar=False, cwd=folder
+    )
+    return "\n".join(json.dumps(cell.outputs) for cell in code_cells(target))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the client that talks to the kernel
+def test_changed_parameters_train_live_and_show_just_that(empty_stores):
+    shown = rerun(empty_stores, methods=["ww", "dww"], num_particles=[3], num_iterations=20, num_runs=2)
+    configs = [json.loads(path.read_text()) for path in (empty_stores / "results").glob("*/*/config.json")]
+    trained = {(config["method"], config["num_particles"], config["num_iterations"]) for config in configs}
+    assert trained == {("ww", 3, 20), ("dww", 3, 20)}
+    assert "K = 3" in shown
+    assert "2 replicates, 20 iterations" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"methods": ["vimco"], "num_particles": [1]},
+            "num_particles must be at least 2 for method 'vimco', got 1",
+        ),
+        ({"methods": ["ww", "wake"]}, "method must be one of"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number above 0, got -1.0"),
+        ({"num_iterations": "many"}, "num_iterations must be a whole number"),
+    ],
+)
+def test_bad_parameters_stop_before_training(empty_stores, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        rerun(empty_stores, **parameters)
+    assert error.value.ename == "ValueError"
+    assert message in error.value.evalue
+    assert not (empty_stores / "results").exists()

@@ -1,0 +1,41 @@
+"""Every method has a style of its own, and the film is well-formed."""
+
+import xml.etree.ElementTree as ET
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from rwslib import plotting
+from rwslib.methods import METHODS
+
+
+def test_every_method_has_its_own_style():
+    styles = [tuple(plotting.method_style(name).values())[:2] for name in METHODS]
+    assert len(set(styles)) == len(METHODS)
+
+
+def test_quartile_band_is_where_the_quartiles_are():
+    figure, ax = plt.subplots()
+    values = np.arange(12.0).reshape(4, 3)
+    plotting.plot_quartiles(ax, np.arange(3), values, color="black")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(values, axis=0))
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == np.percentile(values[:, 0], 25)
+    assert band.max() == np.percentile(values[:, 2], 75)
+    plt.close(figure)
+
+
+def test_hinton_squares_have_areas_proportional_to_probability():
+    figure, ax = plt.subplots()
+    plotting.plot_hinton(ax, np.array([[0.25, 0.75, 0.0]]), ["only"])
+    assert [round(patch.get_width() ** 2, 6) for patch in ax.patches] == [0.25, 0.75]
+    plt.close(figure)
+
+
+def test_the_film_is_well_formed_and_needs_no_other_host():
+    frames = np.full((5, 4), 0.25)
+    html = plotting.bar_film({"a": frames, "b": frames}, np.full(4, 0.25), "a caption")
+    root = ET.fromstring(html)
+    assert root.find("svg").get("aria-label") == "a caption"
+    assert len(root.findall(".//animate")) == 2 * 4 + 1
+    assert "http" not in html
