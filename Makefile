@@ -50,12 +50,13 @@ format: $(STAMP)  ## repair style and format where it can be done automatically
 notebooks: $(STAMP)  ## execute the committed notebooks in place, at their default parameters
 	$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(PY) tools/generate_pages.py --picture book/_static/figure4.svg
 
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for another port)
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 bench: $(STAMP)  ## measure the training speed of every method
-	$(PY) tools/bench.py
+	$(PY) tools/bench.py --write book/results/benchmark.json
 
 clean:  ## remove the built book and the caches; keep .venv and results
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

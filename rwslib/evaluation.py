@@ -1,11 +1,13 @@
 """What a model or an estimator is judged by; exact by enumeration wherever the latent is small."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
 from rwslib.estimators import normalized_weights
 
@@ -60,8 +62,8 @@ def exact_moments(
 ) -> tuple[Tensor, Tensor]:
     r"""Exact mean and variance of an estimator for one datum, over all ``C**K`` particle tuples from q.
 
-    The ascent direction with respect to the logits of q is evaluated at every tuple, so
-    the cost is that of a batch of ``C**K`` data: keep C and K small.
+    The ascent direction with respect to the logits of q is evaluated at every tuple, at the cost of
+    one gradient for a batch of ``C**K`` data: keep C and K small.
 
     Args:
         loss: an estimator, ``(log_p, log_q) -> [B]``.
@@ -74,10 +76,11 @@ def exact_moments(
     """
     z = particle_tuples(len(logits), num_particles)
 
-    def per_tuple(logits: Tensor) -> Tensor:
-        return loss(log_joint[z], torch.log_softmax(logits, dim=0)[z])
+    def one_tuple(logits: Tensor, z: Tensor) -> Tensor:
+        log_q = torch.log_softmax(logits, dim=0)
+        return loss(log_joint[z][:, None], log_q[z][:, None]).sum()
 
-    ascent = -torch.autograd.functional.jacobian(per_tuple, logits, vectorize=True)
+    ascent = -vmap(grad(one_tuple), in_dims=(None, 1))(logits, z)
     weights = torch.log_softmax(logits, dim=0)[z].sum(dim=0).exp()[:, None].detach()
     mean = (weights * ascent).sum(dim=0)
     return mean, (weights * (ascent - mean).square()).sum(dim=0)
@@ -91,7 +94,7 @@ def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor
     """
     z = particle_tuples(len(logits), num_particles)
     log_q = torch.log_softmax(logits, dim=0)[z]
-    bound = torch.logsumexp(log_joint[z] - log_q, dim=0) - torch.tensor(num_particles).log()
+    bound = torch.logsumexp(log_joint[z] - log_q, dim=0) - math.log(num_particles)
     return (log_q.sum(dim=0).exp() * bound).sum()
 
 

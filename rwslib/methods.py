@@ -198,7 +198,8 @@ def concrete(
 ) -> Tensor:
     """IWAE on the relaxed model, whose prior and posterior are Concrete (Maddison et al. 2017).
 
-    Biased for the discrete model, the less the lower the temperature.
+    Biased for the discrete model.  A lower temperature cures only the likelihood's part of that: at
+    one temperature in both, the densities' ratio at softmax(g / temperature) does not depend on it.
     """
     log_probs = q.log_probs(x)
     log_z = torch.log_softmax(
@@ -335,7 +336,7 @@ class Method:
 
 
 _K = "K samples of q; K evaluations of p and q"
-_2K = "2K samples of q; 2K evaluations of p and q"
+_2K = "2K samples of q, K of r; 2K evaluations of p, 3K of q"
 _DREAMS = "K samples of q, K of p; K evaluations of p, 2K of q"
 _PATH = "K samples of q; 2K evaluations of p and q"
 METHODS = {

@@ -1,6 +1,7 @@
-"""Fill the generated parts of the book's pages: the table of methods and the table of speeds.
+"""Fill the generated parts of the book's pages: methods, speeds, verdicts and the picture of the results.
 
-Usage: python tools/generate_pages.py FOLDER, where FOLDER holds copies of the pages of `book/`.
+Usage: python tools/generate_pages.py FOLDER, where FOLDER holds copies of the pages of `book/` and lies
+beside the executed notebooks.  With --picture FILE only the picture is written, from the committed notebook.
 """
 
 import json
@@ -8,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 from rwslib.methods import METHODS
 
@@ -88,6 +91,26 @@ def benchmark_table() -> str:
     return f"Measured on {text(measured.get('date'))} ({machine}).\n\n{table(header, rows)}"
 
 
+def cells(notebook: Path) -> list[Any]:
+    """The code cells of a notebook."""
+    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+
+
+def write_picture(notebook: Path, target: Path) -> None:
+    """Save the notebook's Figure 4 as a file of its own, on white, so that it can be read anywhere."""
+    (cell,) = (c for c in cells(notebook) if "fig-figure4" in json.dumps(c.metadata.get("mystnb", {})))
+    (svg,) = (output["data"]["image/svg+xml"] for output in cell.outputs if "data" in output)
+    target.write_text(
+        re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+    )
+
+
+def verdicts(notebook: Path) -> str:
+    """What the notebook's cell of verdicts printed."""
+    (cell,) = (c for c in cells(notebook) if "verdicts" in c.metadata.get("tags", []))
+    return "```text\n" + "".join(output["text"] for output in cell.outputs) + "```"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with two significant digits; unknown ones empty."""
     return "" if fraction is None else f"{100 * fraction:.2g} %"
@@ -95,8 +118,16 @@ def percent(fraction: float | None) -> str:
 
 def main() -> None:
     """Replace the marker of each generated part."""
+    if sys.argv[1] == "--picture":
+        return write_picture(ROOT / "notebooks/02_gmm.ipynb", Path(sys.argv[2]))
     folder = Path(sys.argv[1])
-    parts = {"methods.md": ("methods table", methods_tables), "benchmark.md": ("benchmark", benchmark_table)}
+    notebook = folder.parent / "notebooks/02_gmm.ipynb"
+    write_picture(notebook, folder / "_static/figure4.svg")
+    parts = {
+        "methods.md": ("methods table", methods_tables),
+        "benchmark.md": ("benchmark", benchmark_table),
+        "intro.md": ("verdicts", lambda: verdicts(notebook)),
+    }
     for page, (name, generate) in parts.items():
         path, marker = folder / page, f"<!-- generated: {name} -->"
         source = path.read_text()
