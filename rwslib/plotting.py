@@ -93,7 +93,7 @@ def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), thresho
         ax.add_patch(plt.Rectangle((column - side / 2, row - side / 2), side, side, color="#333333", lw=0))
     ax.set(xlim=(-0.7, probs.shape[1] - 0.3), ylim=(len(probs) - 0.4, -0.6), xticks=[], aspect="equal")
     ax.set_yticks(range(len(labels)), labels)
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(length=0, labelsize=7)
     for spine in ax.spines.values():
         spine.set_visible(False)
 
