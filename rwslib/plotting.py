@@ -76,7 +76,8 @@ def plot_quartiles(ax: Axes, x: np.ndarray, values: np.ndarray, **style: object)
 def plot_curves(ax: Axes, record: RunRecord, metric: str) -> None:
     """One metric of one record over the iterations, in the method's style."""
     style = method_style(record.config["method"])
-    plot_quartiles(ax, record.metrics["iteration"], record.metrics[metric], **style)
+    every = max(1, len(record.metrics["iteration"]) // 50)  # about 50 points keep the page small
+    plot_quartiles(ax, record.metrics["iteration"][::every], record.metrics[metric][:, ::every], **style)
 
 
 def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), threshold: float = 1e-3) -> None:
