@@ -4,9 +4,12 @@ BIN := .venv/bin
 PY := $(BIN)/python
 STAMP := .venv/.stamp
 
+# The committed notebooks show published records only, whatever else was run here.
+PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
+
 # Two processes of one thread each are faster here than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
-NBVAL := $(PYTEST) --dist loadfile --nbval --nbval-current-env \
+NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --nbval --nbval-current-env \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
 
 PORT ?= 8000
@@ -48,7 +51,7 @@ format: $(STAMP)  ## repair style and format where it can be done automatically
 	$(PY) -m ruff format .
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place, at their default parameters
-	$(PY) -m jupyter nbconvert --to notebook --execute --inplace \
+	$(PUBLISHED_ONLY) $(PY) -m jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(PY) tools/generate_pages.py --picture book/_static/figure4.svg
 

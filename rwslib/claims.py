@@ -88,7 +88,8 @@ def gmm_claims(
         }
 
     def above(metric: str, worse: str, better: str, K: int) -> Effects:
-        label = f"{metric}: {_title(worse)} above {_title(better)}, K {K}"
+        name = {"prior_l2": "error of p", "posterior_l2": "error of q"}[metric]
+        label = f"{name}: {_title(worse)} above {_title(better)}, K {K}"
         return {label: _difference(final(metric, worse, K), final(metric, better, K))}
 
     def gives_up(method: str, K: int) -> Effects:
@@ -101,7 +102,11 @@ def gmm_claims(
         return {f"{_title(method)} keeps all, K {K}": bootstrap(lambda s: _median(s) - least, support)}
 
     def quieter(a: str, b: str, K: int) -> Effects:
-        return {f"std: {_title(a)} below {_title(b)}, K {K}": _log_ratio(spread(b, K), spread(a, K))}
+        return {
+            f"log ratio of spreads: {_title(a)} below {_title(b)}, K {K}": _log_ratio(
+                spread(b, K), spread(a, K)
+            )
+        }
 
     def reaches(method: str, K: int) -> np.ndarray:
         """First logged iteration with a prior error below 0.05; twice the length where never."""

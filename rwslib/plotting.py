@@ -18,7 +18,7 @@ _STYLES = {
     "ww": (_BLUE, "-"),
     "dww": (_RED, "-"),
     "wws": (_SKY, "-"),
-    "concrete": (_YELLOW, "--"),
+    "concrete": (_SKY, "--"),
     "relax": (_PINK, "--"),
     "rebar": (_PINK, ":"),
     "reinforce": (_ORANGE, "--"),
@@ -140,10 +140,15 @@ def bar_film(films: dict[str, np.ndarray], truth: np.ndarray, caption: str, seco
         "const s = this.querySelector('svg');"
         " s.animationsPaused() ? s.unpauseAnimations() : s.pauseAnimations()"
     )
+    still = (
+        "if (matchMedia('(prefers-reduced-motion: reduce)').matches)"
+        f" {{ this.setCurrentTime({seconds - 0.1}); this.pauseAnimations() }}"
+    )
     return (
-        f'<figure style="margin:0;cursor:pointer" onclick="{toggle}">'
-        f'<svg viewBox="0 0 {total_width} {total_height}" role="img" aria-label="{caption}"'
+        f'<figure style="margin:0;cursor:pointer" tabindex="0" onclick="{toggle}"'
+        f" onkeydown=\"if (event.key === 'Enter') {{ {toggle} }}\">"
+        f'<svg viewBox="0 0 {total_width} {total_height}" role="img" aria-label="{caption}" onload="{still}"'
         f' style="width:100%;max-width:{1.4 * total_width:.0f}px">{"".join(parts)}</svg>'
-        f"<figcaption>{caption}. Bar heights are square roots of probabilities; the red lines are the truth."
-        " Click to stop or go on.</figcaption></figure>"
+        f"<figcaption>{caption}. Bar heights are square roots of probabilities; orange lines are the truth."
+        " Click, or press Enter, to stop or go on.</figcaption></figure>"
     )

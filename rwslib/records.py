@@ -70,8 +70,9 @@ def published_dir() -> Path:
 
 
 def default_results_dir() -> Path:
-    """Folder of new records: ``$RWSLIB_RESULTS`` or ``results`` in the working directory."""
-    return Path(os.environ.get("RWSLIB_RESULTS") or "results")
+    """Folder of new records: ``$RWSLIB_RESULTS``, or ``results`` in the checkout, else where we are."""
+    beside = _ROOT if (_ROOT / "pyproject.toml").exists() else Path()
+    return Path(os.environ.get("RWSLIB_RESULTS") or beside / "results")
 
 
 def plain(config: Any) -> dict[str, Any]:
