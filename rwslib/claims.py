@@ -12,13 +12,13 @@ import numpy as np
 
 from rwslib.evaluation import bootstrap, verdict
 from rwslib.methods import METHODS
+from rwslib.models.gmm import NUM_CATEGORIES
 from rwslib.records import RunRecord
 
 Runs = Mapping[tuple[str, int], RunRecord]  # by (method, num_particles)
 Effects = dict[str, tuple[float, float, float]]  # value, lower and upper end, by setting
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
-NUM_CATEGORIES = 20
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rwslib.records import RunRecord
 
 # Okabe and Ito's palette, safe for colour-blind readers; bound-based methods are dashed, as in the paper.
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_YELLOW, _BLUE, _RED, _PINK, _GREY = "#B8A800", "#0072B2", "#D55E00", "#CC79A7", "#777777"
+_BLUE, _RED, _PINK, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 _STYLES = {
     "ws": (_GREEN, "-"),
     "ww": (_BLUE, "-"),

@@ -27,7 +27,7 @@ def require_number(name: str, value: Any, low: float, high: float = math.inf) ->
 
 def check_common(config: Any) -> None:
     """Check the fields that every configuration has, the method's own limits included."""
-    known = [name for name in METHODS]
+    known = list(METHODS)
     require(
         isinstance(config.method, str) and config.method in METHODS,
         "method",
