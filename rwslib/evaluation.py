@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from rwslib.estimators import normalized_weights
+from rwslib.noise import Noise, Tape
 
 
 def gradient_std(gradients: Tensor) -> Tensor:
@@ -39,6 +40,71 @@ def signal_to_noise(gradients: Tensor) -> Tensor:
     ratio = gradients.mean(dim=-2).abs() / std.clamp_min(torch.finfo(std.dtype).tiny)
     varies = std > 0
     return torch.where(varies, ratio, 0).sum(dim=-1) / varies.sum(dim=-1)
+
+
+def importance_estimates(
+    p: nn.Module,
+    q: nn.Module,
+    x: Tensor,
+    num_particles: int,
+    noise: Noise,
+    images_at_once: int = 20,
+    rows_at_once: int = 4000,
+    compiled: bool = False,
+) -> dict[str, Tensor]:
+    """Log evidence, ELBO and effective sample size of every datum, by one K-particle estimate.
+
+    The particles come in pieces of a size that fits any memory; the size of a piece only changes the
+    rounding where q draws normal numbers alone.
+
+    Args:
+        p, q: generative model and inference network.
+        x: data ``[N, ...]``.
+        num_particles: K; noise: where the particles come from.
+        images_at_once: data in one piece; rows_at_once: data times particles in one piece.
+        compiled: compile the piece; pays from about a million particles.
+
+    Returns:
+        ``log_marginal [N]``: the K-particle bound, in expectation below ``log p(x)``, in nats;
+        ``kl_q_p [N]``: it minus the ELBO of the same particles, in expectation below KL(q || p(z | x));
+        ``elbo [N]``; ``ess [N]``: effective sample size between 1 and K.
+    """
+
+    def log_weights(x: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        z, log_q = q.sample(x, count, Tape(uniform, normal))
+        return p.log_joint(z, x) - log_q
+
+    count = min(num_particles, max(1, rows_at_once // min(len(x), images_at_once)))
+    piece = torch.compile(log_weights, dynamic=False) if compiled else log_weights
+    pieces = []
+    with torch.no_grad():
+        for some in x.split(images_at_once):
+            log_z = log_z_squared = torch.full((len(some),), -math.inf, device=x.device)
+            total = torch.zeros(len(some), device=x.device, dtype=torch.float64)
+            counter = Noise(0, device=noise.device)
+            q.sample(some, count, counter)
+            left = num_particles
+            while left:
+                numbers = [noise.uniform(counter.used["uniform"]), noise.normal(counter.used["normal"])]
+                log_w = piece(some, *numbers)[:left]
+                log_z = torch.logaddexp(log_z, torch.logsumexp(log_w, dim=0))
+                log_z_squared = torch.logaddexp(log_z_squared, torch.logsumexp(2 * log_w, dim=0))
+                total += log_w.sum(dim=0)
+                left -= len(log_w)
+            elbo = (total / num_particles).float()
+            log_marginal = log_z - math.log(num_particles)
+            ess = (2 * log_z - log_z_squared).exp()
+            pieces.append(torch.stack([log_marginal, log_marginal - elbo, elbo, ess]))
+    return dict(zip(("log_marginal", "kl_q_p", "elbo", "ess"), torch.cat(pieces, dim=1), strict=True))
+
+
+def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
+    r"""Number of latents u with :math:`\mathrm{Var}_x(\mathbb E_q[u])` above a threshold (Burda et al. 2016).
+
+    Args:
+        means: of q for every datum, ``[N, L]``.
+    """
+    return (means.var(dim=0, correction=0) > threshold).sum()
 
 
 def exact_log_evidence(log_joint: Tensor) -> Tensor:

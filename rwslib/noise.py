@@ -63,6 +63,12 @@ class Noise:
             return torch.randn(shape, generator=self.generator, device=self.device)
         return torch.from_numpy(self.generator.standard_normal(shape, dtype=np.float32))
 
+    def permutation(self, n: int) -> Tensor:
+        """The numbers 0 to n - 1 in random order, int64 ``[n]``."""
+        if isinstance(self.generator, torch.Generator):
+            return torch.randperm(n, generator=self.generator, device=self.device)
+        return torch.from_numpy(self.generator.permutation(n))
+
     def gumbel(self, *shape: int) -> Tensor:
         """Standard Gumbel, of the given shape."""
         return -torch.log(-torch.log(self.uniform(*shape)))

@@ -6,6 +6,8 @@ program.  Each replicate reads its own random numbers, a function of (seed, repl
 alone, so a replicate does not depend on its neighbours, and a resumed run repeats the same numbers.
 """
 
+import copy
+import ctypes
 import os
 import shutil
 import sys
@@ -45,22 +47,34 @@ class Problem:
         method: row of ``rwslib.methods.METHODS``.
         build: makes the modules of one replicate, ``{"p": ..., "q": ...}`` and, where the method
             has one, ``"control_variate"``; initialised from PyTorch's global generator.
-        draw_batch: one batch ``x [B, ...]`` from a noise source.
+        draw_batch: one batch ``x [B, ...]`` from a noise source and ``rows [B]``, the data's turn in
+            this epoch (empty where ``epoch`` is None).
         evaluate: metrics of one replicate at an iteration, from its modules' log-densities; see
             ``experiments/gmm.py``.  Called as ``evaluate(trainer, iteration)``; every value leads with R.
+        learning_rate: a number, or a function of the iteration, a float64 scalar tensor from 0.
+        epoch: number of data and batch size: each epoch goes through all data in a fresh order, whole
+            batches only.  None where batches are drawn from a true model.
+        adam_eps: what Adam adds to the root of its second moment.
         options: keyword arguments of the method, given the progress in [0, 1).
+        finish: final metrics that are too expensive for the curves, called as ``finish(trainer)``.
+        extensible: fields of the configuration that change nothing before the end of training, so that
+            a longer run may start from a shorter one's checkpoint; none if training depends on its length.
     """
 
     method: Method
     build: Callable[[], dict[str, nn.Module]]
-    draw_batch: Callable[[Noise], Tensor]
+    draw_batch: Callable[[Noise, Tensor], Tensor]
     evaluate: Callable[["Trainer", int], Tensors]
     num_particles: int
     num_iterations: int
     log_every: int
-    learning_rate: float
+    learning_rate: float | Callable[[Tensor], Tensor]
     seed: int
+    epoch: tuple[int, int] | None = None
+    adam_eps: float = 1e-8
     options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
+    finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
+    extensible: tuple[str, ...] = ()
 
 
 class _Objective(nn.Module):
@@ -70,11 +84,10 @@ class _Objective(nn.Module):
         super().__init__()
         self.problem, self.parts = problem, nn.ModuleDict(problem.build())
 
-    def forward(self, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
         problem, extra = self.problem, {}
         if problem.method.control_variate:
             extra["control_variate"] = self.parts["control_variate"]
-        x = problem.draw_batch(noise) if x is None else x
         p, q = self.parts["p"], self.parts["q"]
         options = problem.options(progress)
         return problem.method.function(p, q, x, problem.num_particles, noise, **extra, **options).mean()
@@ -97,14 +110,19 @@ def largest_divisor(number: int, at_most: int) -> int:
 
 
 def adam(
-    params: Tensors, grads: Tensors, moments: tuple[Tensors, Tensors], step: Tensor, learning_rate: float
+    params: Tensors,
+    grads: Tensors,
+    moments: tuple[Tensors, Tensors],
+    step: Tensor,
+    learning_rate: float | Tensor,
+    eps: float = 1e-8,
 ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
     """One step of Adam with default betas (Kingma & Ba 2015), as ``torch.optim.Adam`` but without state.
 
     Args:
         step: number of this step, from 1, as a float64 scalar tensor.
     """
-    (m, v), beta1, beta2, eps = moments, 0.9, 0.999, 1e-8
+    (m, v), beta1, beta2 = moments, 0.9, 0.999
     m = {name: beta1 * m[name] + (1 - beta1) * g for name, g in grads.items()}
     v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in grads.items()}
     rate = learning_rate / (1 - beta1**step)
@@ -138,7 +156,11 @@ class Trainer:
         self, problem: Problem, replicates: Sequence[int], device: str = "cpu", compiled: bool | None = None
     ):
         self.problem, self.replicates, self.device = problem, list(replicates), device
-        self.iteration, self.seconds, self.curves = 0, 0.0, {}
+        self.iteration, self.seconds, self.curves, self._orders = 0, 0.0, {}, (None, None)
+        if problem.epoch is not None and problem.epoch[1] > problem.epoch[0]:
+            raise ValueError(
+                f"batch_size must be at most the {problem.epoch[0]} data, got {problem.epoch[1]}"
+            )
         starts = []
         for replicate in self.replicates:
             with torch.random.fork_rng():
@@ -167,7 +189,7 @@ class Trainer:
     def _count_numbers(self, x: Tensor | None) -> dict[str, int]:
         """How many random numbers one loss takes, those of a training batch included."""
         counter = Noise(0, device=self.device)
-        batch = self.problem.draw_batch(counter)
+        batch = self.problem.draw_batch(counter, self._rows(1)[0, 0])
         self.objective(batch if x is None else x, counter, self._progress(0))
         return counter.used
 
@@ -176,11 +198,11 @@ class Trainer:
 
     # -- gradients ---------------------------------------------------------------------------------
 
-    def loss(self, params: Tensors, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensor:
-        """The batch-mean surrogate loss of one replicate; draws a training batch where x is None."""
+    def loss(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
+        """The batch-mean surrogate loss of one replicate."""
         return functional_call(self.objective, params, (x, noise, progress))
 
-    def gradients(self, params: Tensors, x: Tensor | None, noise: Noise, progress: Tensor) -> Tensors:
+    def gradients(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensors:
         """Gradient of one replicate's parameters, those of the control variate included."""
         if self.problem.method.control_variate != "variance":
             return grad(self.loss)(params, x, noise, progress)
@@ -204,6 +226,14 @@ class Trainer:
 
         with torch.no_grad():
             return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
+
+    def modules(self, index: int) -> nn.ModuleDict:
+        """A copy of the modules with the current parameters of the replicate at this index."""
+        parts = copy.deepcopy(self.objective.parts)
+        with torch.no_grad():
+            for name, value in parts.named_parameters():
+                value.copy_(self.params[f"parts.{name}"][index])
+        return parts
 
     def phi_gradients(self, x: Tensor, num_samples: int) -> Tensor:
         """Fresh estimates of phi's gradient at the current parameters, ``[R, num_samples, D_phi]``."""
@@ -231,6 +261,21 @@ class Trainer:
         uniform, normal = zip(*tapes, strict=True)
         return torch.stack(uniform), torch.stack(normal)
 
+    def _rows(self, count: int) -> Tensor:
+        """Rows of the data for the next ``count`` iterations, which lie in one epoch, ``[R, count, B]``."""
+        if self.problem.epoch is None:
+            return torch.empty(len(self.replicates), count, 0, dtype=torch.int64, device=self.device)
+        num_rows, batch_size = self.problem.epoch
+        epoch, first = divmod(self.iteration, num_rows // batch_size)
+        if self._orders[0] != epoch:
+            orders = [
+                Noise(self.problem.seed, r, epoch, 2, device=self.device).permutation(num_rows)
+                for r in self.replicates
+            ]
+            self._orders = (epoch, torch.stack(orders))
+        rows = self._orders[1][:, first * batch_size : (first + count) * batch_size]
+        return rows.unflatten(1, (count, batch_size))
+
     def _advance(
         self,
         params: Tensors,
@@ -238,27 +283,33 @@ class Trainer:
         iteration: Tensor,
         uniform: Tensor,
         normal: Tensor,
+        rows: Tensor,
     ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
         """As many optimiser steps as the tapes hold, ``uniform [R, steps, n]``."""
+        problem = self.problem
         for step in range(uniform.shape[1]):
-            progress = ((iteration + step) / self.problem.num_iterations).float()
+            progress = ((iteration + step) / problem.num_iterations).float()
 
-            def replicate_gradients(params, uniform, normal, progress=progress):
-                return self.gradients(params, None, Tape(uniform, normal), progress)
+            def replicate_gradients(params, uniform, normal, rows, progress=progress):
+                tape = Tape(uniform, normal)
+                return self.gradients(params, problem.draw_batch(tape, rows), tape, progress)
 
-            grads = vmap(replicate_gradients)(params, uniform[:, step], normal[:, step])
-            params, moments = adam(params, grads, moments, iteration + step + 1, self.problem.learning_rate)
+            grads = vmap(replicate_gradients)(params, uniform[:, step], normal[:, step], rows[:, step])
+            rate = problem.learning_rate
+            rate = rate(iteration + step) if callable(rate) else rate
+            params, moments = adam(params, grads, moments, iteration + step + 1, rate, problem.adam_eps)
         return params, moments
 
     def train_block(self) -> None:
         """Train ``block`` iterations, without logging."""
         uniform, normal = self._tapes(self.block, self.numbers)
+        rows = self._rows(self.block)
         with torch.no_grad():
             for start in range(0, self.block, self.unroll):
                 part = slice(start, start + self.unroll)
                 iteration = torch.tensor(self.iteration + start, dtype=torch.float64, device=self.device)
                 self.params, self.moments = self._advance_together(
-                    self.params, self.moments, iteration, uniform[:, part], normal[:, part]
+                    self.params, self.moments, iteration, uniform[:, part], normal[:, part], rows[:, part]
                 )
         self.iteration += self.block
 
@@ -280,12 +331,12 @@ class Trainer:
         Returns:
             Curves ``[R, T, ...]`` by metric name, and ``iteration [T]``.
         """
-        resumed = checkpoint is not None and checkpoint.exists()
-        if resumed:
-            self.load(checkpoint)
+        resumed = checkpoint is not None and checkpoint.exists() and self.load(checkpoint)
+        if checkpoint is not None and checkpoint.exists() and not resumed:
+            checkpoint = None  # it belongs to a longer run and stays as it is
         begun = saved = time.monotonic()
         with (
-            _single_thread(self.device),
+            single_thread(self.device),
             tqdm(
                 total=self.problem.num_iterations,
                 initial=self.iteration,
@@ -308,6 +359,8 @@ class Trainer:
                         self.save(checkpoint, self.seconds + now - begun)
                         saved = now
         self.seconds += time.monotonic() - begun
+        if checkpoint is not None:
+            self.save(checkpoint, self.seconds)  # what follows may take minutes
         return {
             name: np.stack(values, axis=0 if name == "iteration" else 1)
             for name, values in self.curves.items()
@@ -331,8 +384,8 @@ class Trainer:
         )
         temporary.replace(path)
 
-    def load(self, path: Path) -> None:
-        """Read the state back.
+    def load(self, path: Path) -> bool:
+        """Read the state back; False, and nothing is changed, if it lies beyond this problem's end.
 
         Raises:
             ValueError: the file is not a whole checkpoint of this problem.
@@ -341,6 +394,8 @@ class Trainer:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
+            if int(metadata["iteration"]) > self.problem.num_iterations:
+                return False
             self.params = {name: state[f"params/{name}"] for name in self.params}
             self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self.params} for i in range(2))
             self.curves = {
@@ -353,17 +408,27 @@ class Trainer:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"
             ) from error
+        return True
 
 
 @contextmanager
-def _single_thread(device: str):
+def single_thread(device: str):
     """One thread and no denormals on the CPU: faster for small models, and the same numbers every time."""
     threads = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
+        _keep_freed_memory()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: mapping large tensors anew every step costs a quarter of its time."""
+    if sys.platform == "linux":
+        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # names in malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**25)

@@ -52,7 +52,9 @@ def test_steps_are_those_of_torch_adam(method):
         for step in range(trainer.block):
             progress = torch.tensor((trainer.iteration + step) / config.num_iterations)
             detached = {name: value.detach() for name, value in params.items()}
-            grads = trainer.gradients(detached, None, Tape(uniform[step], normal[step]), progress)
+            tape = Tape(uniform[step], normal[step])
+            x = trainer.problem.draw_batch(tape, torch.empty(0))
+            grads = trainer.gradients(detached, x, tape, progress)
             for name, value in params.items():
                 value.grad = grads[name].detach()
             optimiser.step()

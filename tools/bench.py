@@ -58,7 +58,9 @@ def cost(trainer: Trainer) -> tuple[float, float]:
     """Least work of one replicate-iteration: operations of its matrix products, bytes of state and noise."""
     with FlopCounterMode(display=False) as counter:
         parameters = list(trainer.objective.parameters())
-        loss = trainer.objective(None, Noise(0), torch.tensor(0.5))
+        noise = Noise(0)
+        x = trainer.problem.draw_batch(noise, trainer._rows(1)[0, 0])
+        loss = trainer.objective(x, noise, torch.tensor(0.5))
         torch.autograd.grad(loss, parameters, allow_unused=True)
     state = 6 * sum(value.numel() for value in parameters)  # parameters and two moments, read and written
     return counter.get_total_flops(), 4 * (state + 2 * sum(trainer.numbers.values()))

@@ -7,25 +7,26 @@ from typing import Any
 import numpy as np
 
 from rwslib import records
-from rwslib.experiments import gmm
+from rwslib.experiments import gmm, vae
 from rwslib.experiments.gmm import GMMConfig
+from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
-from rwslib.training import Trainer
+from rwslib.training import Trainer, single_thread
 
-__all__ = ["CONFIGS", "GMMConfig", "run", "stored"]
+__all__ = ["CONFIGS", "GMMConfig", "VAEConfig", "run", "stored"]
 
-CONFIGS = {"gmm": GMMConfig}
+CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig}
 
-_PROBLEMS = {"gmm": gmm.problem}
+_PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem}
 
 
-def stored(config: GMMConfig, results_dir: str | Path | None = None) -> RunRecord | None:
+def stored(config: GMMConfig | VAEConfig, results_dir: str | Path | None = None) -> RunRecord | None:
     """The record of a run if there is one; never trains."""
     return records.find(records.plain(config), results_dir)
 
 
 def run(
-    config: GMMConfig,
+    config: GMMConfig | VAEConfig,
     results_dir: str | Path | None = None,
     device: str = "cpu",
     progress: bool | None = None,
@@ -53,16 +54,21 @@ def run(
 
 
 def _train(
-    config: GMMConfig, plain: dict[str, Any], store: Path, device: str, progress: bool | None
+    config: GMMConfig | VAEConfig, plain: dict[str, Any], store: Path, device: str, progress: bool | None
 ) -> RunRecord:
-    trainer = Trainer(_PROBLEMS[config.experiment](config), range(config.num_runs), device)
-    checkpoint = records.folder(plain, store).with_suffix(".checkpoint")
+    trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs), device)
+    # fields that change nothing before the end: a longer run goes on where a shorter one ended
+    trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}
+    checkpoint = records.folder(trained, store).with_suffix(".checkpoint")
     curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
     finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
+    with single_thread(device):
+        finals |= {k: v.cpu().float().numpy() for k, v in trainer.problem.finish(trainer).items()}
     # distributions are for pictures: half precision keeps the published records small
     curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
     weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}
     provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
     record = records.save(plain, curves | finals, provenance, store, weights)
-    checkpoint.unlink(missing_ok=True)
+    if not trainer.problem.extensible:
+        checkpoint.unlink(missing_ok=True)
     return record

@@ -90,7 +90,7 @@ def test_points() -> Tensor:
     return GMM("true").sample(NUM_TEST_POINTS, Noise(0))[1].detach()
 
 
-def problem(config: GMMConfig) -> Problem:
+def problem(config: GMMConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     truth = GMM("true").requires_grad_(False)
     x_test = test_points()
@@ -104,7 +104,7 @@ def problem(config: GMMConfig) -> Problem:
             modules["control_variate"] = variates[config.method]()
         return modules
 
-    def draw_batch(noise: Noise) -> Tensor:
+    def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
         return truth.sample(config.batch_size, noise)[1]
 
     def options(progress: Tensor) -> dict[str, object]:
