@@ -11,6 +11,8 @@ import sys
 import tempfile
 import urllib.request
 import zlib
+from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ CHECKSUMS = {  # SHA-256 of the uncompressed files
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 TIMEOUT_SECONDS = 20.0
+CANVAS = 50  # side of a multi-digit scene
 
 
 class DataError(Exception):
@@ -89,9 +92,9 @@ def _embedded_digits() -> Digits:
 def _read(file: str) -> bytes:
     """The uncompressed bytes of one file of MNIST, checked."""
     for path in (folder() / "mnist" / file, folder() / "mnist" / f"{file}.gz"):
-        if not path.exists():
-            continue
         try:
+            if not path.exists():
+                continue
             content = path.read_bytes()
             content = gzip.decompress(content) if path.suffix == ".gz" else content
         except (OSError, EOFError, zlib.error) as error:
@@ -153,7 +156,7 @@ def _download(file: str, target: Path) -> None:
         try:
             packed = _get(f"{mirror}{file}.gz")
             content = gzip.decompress(packed)
-        except (OSError, EOFError, zlib.error) as error:  # URLError is an OSError
+        except (OSError, EOFError, zlib.error, HTTPException) as error:  # URLError is an OSError
             failures.append(f"{mirror}: {error}")
             continue
         if hashlib.sha256(content).hexdigest() != CHECKSUMS[file]:
@@ -190,6 +193,65 @@ def _get(url: str) -> bytes:
     if size is not None and len(content) != size:
         raise OSError(f"connection broke after {len(content)} of {size} bytes")
     return content
+
+
+class Scenes(NamedTuple):
+    """Canvases with zero, one or two digits that do not overlap.
+
+    Attributes:
+        images: grey, uint8 ``[N, 50, 50]``; counts: int64 ``[N]``.
+        boxes: (left, top, width, height) in pixels, int64 ``[N, 2, 4]``; zero where there is no digit.
+        digits: which image of the split each digit is, int64 ``[N, 2]``; -1 where there is none.
+    """
+
+    images: Tensor
+    counts: Tensor
+    boxes: Tensor
+    digits: Tensor
+
+
+@lru_cache(maxsize=4)
+def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scenes:
+    """Multi-digit scenes (Eslami et al. 2016; paper section 4.1), the same on every machine.
+
+    A third of the scenes each has no, one and two digits (in expectation), different images of the
+    split, cropped to the box of their ink and placed uniformly; two that overlap are placed again.
+
+    Args:
+        name: data set that the digits come from; split: "train" or "test".
+        num: how many; None is 60 000 for training and 10 000 for testing.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    num = num or {"train": 60_000, "test": 10_000}[split]
+    source = getattr(load(name), split).numpy()
+    generator = np.random.Generator(np.random.PCG64([seed, split == "test"]))
+    rows, columns = (source > 0).any(axis=2), (source > 0).any(axis=1)
+    top, left = rows.argmax(axis=1), columns.argmax(axis=1)
+    sizes = np.stack(
+        [28 - columns[:, ::-1].argmax(axis=1) - left, 28 - rows[:, ::-1].argmax(axis=1) - top], 1
+    )
+    counts = generator.integers(3, size=num)
+    digits = generator.integers(len(source), size=(num, 2))
+    corners = np.zeros((num, 2, 2), dtype=np.int64)
+    again = np.arange(num)
+    while len(again):  # both digits and places anew: nearly all of MNIST's pairs fit somewhere
+        digits[again] = generator.integers(len(source), size=(len(again), 2))
+        free = CANVAS - sizes[digits[again]] + 1
+        corners[again] = (generator.random((len(again), 2, 2)) * free).astype(np.int64)
+        (a, b), (wide_a, wide_b) = corners[again].swapaxes(0, 1), sizes[digits[again]].swapaxes(0, 1)
+        apart = ((a + wide_a <= b) | (b + wide_b <= a)).any(axis=1) & (digits[again, 0] != digits[again, 1])
+        again = again[(counts[again] == 2) & ~apart]
+    images = np.zeros((num, CANVAS, CANVAS), dtype=np.uint8)
+    for scene, count in enumerate(counts):
+        for digit, (x, y) in zip(digits[scene, :count], corners[scene], strict=False):
+            wide, high = sizes[digit]
+            ink = source[digit, top[digit] : top[digit] + high, left[digit] : left[digit] + wide]
+            images[scene, y : y + high, x : x + wide] = ink
+    there = np.arange(2) < counts[:, None]
+    boxes = np.concatenate([corners, sizes[digits]], axis=2) * there[..., None]
+    parts = (images, counts, boxes, np.where(there, digits, -1))
+    return Scenes(*(torch.from_numpy(part) for part in parts))
 
 
 def binarize(images: Tensor, noise: Noise) -> Tensor:

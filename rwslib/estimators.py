@@ -192,7 +192,7 @@ def iwae_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     return -log_evidence(log_p - log_q)
 
 
-def reinforce_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
+def reinforce_loss(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None = None) -> Tensor:
     r"""REINFORCE for the importance-weighted bound, both terms of paper Eq. 2.
 
     .. math:: \log \hat Z \sum_k \nabla_\phi \log q_\phi(z_k | x) + \nabla \log \hat Z
@@ -201,12 +201,22 @@ def reinforce_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     Args:
         log_p: ``[K, B]``; log_q: ``[K, B]``, at particles without path derivative.
+        log_q_score: ``[K, B]``, the part of ``log_q`` whose latents have no path derivative, where the
+            others have one (a count by its score, places reparameterised); None is all of it.
 
     Returns:
         ``[B]``.  Cost: K samples, K evaluations of p and q.
     """
     bound = -iwae_loss(log_p, log_q)
-    return -(bound.detach() * log_q.sum(dim=0) + bound)
+    score = _score(log_p, log_q, log_q_score)
+    return -(bound.detach() * score.sum(dim=0) + bound)
+
+
+def _score(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None) -> Tensor:
+    if log_q_score is None:
+        return log_q
+    _check(log_p=log_p, log_q_score=log_q_score)
+    return log_q_score
 
 
 def vimco_baseline(log_w: Tensor, mean: str = "geometric") -> Tensor:
@@ -238,7 +248,9 @@ def vimco_baseline(log_w: Tensor, mean: str = "geometric") -> Tensor:
     return torch.logaddexp(missing, others) - math.log(num_particles)
 
 
-def vimco_loss(log_p: Tensor, log_q: Tensor, mean: str = "geometric") -> Tensor:
+def vimco_loss(
+    log_p: Tensor, log_q: Tensor, mean: str = "geometric", log_q_score: Tensor | None = None
+) -> Tensor:
     r"""VIMCO (Mnih & Rezende 2016), paper section 2.2.
 
     .. math:: \sum_\ell (\log \hat Z - B_\ell) \nabla_\phi \log q_\phi(z_\ell | x) + \nabla \log \hat Z
@@ -248,6 +260,7 @@ def vimco_loss(log_p: Tensor, log_q: Tensor, mean: str = "geometric") -> Tensor:
     Args:
         log_p: ``[K, B]``; log_q: ``[K, B]``, K >= 2, at particles without path derivative.
         mean: see :func:`vimco_baseline`.
+        log_q_score: see :func:`reinforce_loss`.
 
     Returns:
         ``[B]``.  Cost: K samples, K evaluations of p and q.
@@ -255,10 +268,10 @@ def vimco_loss(log_p: Tensor, log_q: Tensor, mean: str = "geometric") -> Tensor:
     _check(min_particles=2, log_p=log_p, log_q=log_q)
     bound = -iwae_loss(log_p, log_q)
     signal = bound.detach() - vimco_baseline(log_p - log_q, mean)
-    return -((signal * log_q).sum(dim=0) + bound)
+    return -((signal * _score(log_p, log_q, log_q_score)).sum(dim=0) + bound)
 
 
-def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor) -> Tensor:
+def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tensor | None = None) -> Tensor:
     r"""REINFORCE with an input-dependent baseline (NVIL, Mnih & Gregor 2014).
 
     Unbiased for any baseline that does not depend on the particles.  The baseline itself gets no
@@ -267,13 +280,15 @@ def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor) -> Tensor:
     Args:
         log_p: ``[K, B]``; log_q: ``[K, B]``, at particles without path derivative.
         baseline: ``[B]`` in nats.
+        log_q_score: see :func:`reinforce_loss`.
 
     Returns:
         ``[B]``.  Cost: K samples, K evaluations of p and q, one of the baseline.
     """
     bound = -iwae_loss(log_p, log_q)
     _check_per_datum(log_p, baseline=baseline)
-    return -((bound - baseline).detach() * log_q.sum(dim=0) + bound)
+    score = _score(log_p, log_q, log_q_score).sum(dim=0)
+    return -((bound - baseline).detach() * score + bound)
 
 
 def relax_loss(

@@ -54,8 +54,8 @@ def importance_estimates(
 ) -> dict[str, Tensor]:
     """Log evidence, ELBO and effective sample size of every datum, by one K-particle estimate.
 
-    The particles come in pieces of a size that fits any memory; the size of a piece only changes the
-    rounding where q draws normal numbers alone.
+    The particles come in pieces of a size that fits any memory; ``rows_at_once`` only changes the rounding
+    where q draws all its numbers at once and normal ones alone.
 
     Args:
         p, q: generative model and inference network.
@@ -70,12 +70,15 @@ def importance_estimates(
         ``elbo [N]``; ``ess [N]``: effective sample size between 1 and K.
     """
 
-    def log_weights(x: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
-        z, log_q = q.sample(x, count, Tape(uniform, normal))
+    def log_weights(x: Tensor, count: int, noise: Noise) -> Tensor:
+        z, log_q = q.sample(x, count, noise)
         return p.log_joint(z, x) - log_q
 
+    def whole_piece(x: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        return log_weights(x, count, Tape(uniform, normal))
+
     count = min(num_particles, max(1, rows_at_once // min(len(x), images_at_once)))
-    piece = torch.compile(log_weights, dynamic=False) if compiled else log_weights
+    piece = torch.compile(whole_piece, dynamic=False) if compiled else whole_piece
     pieces = []
     with torch.no_grad():
         for some in x.split(images_at_once):
@@ -85,8 +88,11 @@ def importance_estimates(
             q.sample(some, count, counter)
             left = num_particles
             while left:
-                numbers = [noise.uniform(counter.used["uniform"]), noise.normal(counter.used["normal"])]
-                log_w = piece(some, *numbers)[:left]
+                if left >= count:
+                    numbers = [noise.uniform(counter.used["uniform"]), noise.normal(counter.used["normal"])]
+                    log_w = piece(some, *numbers)
+                else:  # drawing a whole piece would make the next data's particles depend on its size
+                    log_w = log_weights(some, left, noise)
                 log_z = torch.logaddexp(log_z, torch.logsumexp(log_w, dim=0))
                 log_z_squared = torch.logaddexp(log_z_squared, torch.logsumexp(2 * log_w, dim=0))
                 total += log_w.sum(dim=0)

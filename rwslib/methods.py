@@ -133,8 +133,16 @@ def _frozen(module: nn.Module, z: Tensor, x: Tensor) -> Tensor:
 
 def reinforce(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
     """The K-particle bound by the score function (Williams 1992; paper Eq. 2)."""
+    z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
+    return estimators.reinforce_loss(p.log_joint(z, x), log_q, log_q_score)
+
+
+def _score_particles(q, x, num_particles, noise):
+    """Particles, ``log_q``, and its part for the score function: the discrete one where q tells it apart."""
+    if hasattr(q, "sample_mixed"):
+        return q.sample_mixed(x, num_particles, noise)
     z, log_q = q.sample(x, num_particles, noise)
-    return estimators.reinforce_loss(p.log_joint(z, x), log_q)
+    return z, log_q, log_q
 
 
 def nvil(
@@ -145,18 +153,18 @@ def nvil(
     The original also divides the signal by a running standard deviation; that would rescale one of
     the two terms of Eq. 2 against the other and bias the gradient, so it is left out.
     """
-    z, log_q = q.sample(x, num_particles, noise)
+    z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
     log_p, baseline = p.log_joint(z, x), control_variate(x)
     bound = estimators.log_evidence(log_p - log_q).detach()
-    return estimators.nvil_loss(log_p, log_q, baseline) + (bound - baseline).square()
+    return estimators.nvil_loss(log_p, log_q, baseline, log_q_score) + (bound - baseline).square()
 
 
 def vimco(
     p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, mean: str = "geometric"
 ) -> Tensor:
     """VIMCO with its leave-one-out baseline (Mnih & Rezende 2016; paper section 2.2)."""
-    z, log_q = q.sample(x, num_particles, noise)
-    return estimators.vimco_loss(p.log_joint(z, x), log_q, mean)
+    z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
+    return estimators.vimco_loss(p.log_joint(z, x), log_q, mean, log_q_score)
 
 
 def tvo(
@@ -297,6 +305,18 @@ def vimco_no_log_k(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, no
     return estimators.vimco_loss(log_p, log_q) + excess - excess.detach()
 
 
+def vimco_air2018(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+    r"""Ablation: the signal of the authors' AIR code, :math:`\log w_\ell - B_\ell`, averaged over particles.
+
+    Its score term has the expectation of the one-particle bound's, not of the K-particle bound's.
+    """
+    z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
+    log_p = p.log_joint(z, x)
+    log_w = (log_p - log_q).detach()
+    signal = log_w - estimators.vimco_baseline(log_w)
+    return estimators.iwae_loss(log_p, log_q) - (signal * log_q_score).mean(dim=0)
+
+
 def dww_wrong_density(
     p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, delta: float = 0.2
 ) -> Tensor:
@@ -388,6 +408,14 @@ METHODS = {
         _K,
         min_particles=2,
         ablation="the baseline lacks its log K",
+    ),
+    "vimco_air2018": Method(
+        "VIMCO, AIR 2018",
+        vimco_air2018,
+        "mnih2016variational",
+        _K,
+        min_particles=2,
+        ablation="the signal is the particle's own log-weight, and the mean over particles",
     ),
     "dww_wrong_density": Method(
         "δ-WW, wrong density",

@@ -54,7 +54,11 @@ class Problem:
         learning_rate: a number, or a function of the iteration, a float64 scalar tensor from 0.
         epoch: number of data and batch size: each epoch goes through all data in a fresh order, whole
             batches only.  None where batches are drawn from a true model.
-        adam_eps: what Adam adds to the root of its second moment.
+        optimizer: the rule of the steps, Adam by default.
+        hold: parameters, by the start of their name ("q.presence"), that stay as they are for so many
+            iterations.
+        mapped: map the gradient over the replicates with ``vmap`` and compile it; False takes one
+            replicate after the other, for models whose shapes depend on their samples.
         options: keyword arguments of the method, given the progress in [0, 1).
         finish: final metrics that are too expensive for the curves, called as ``finish(trainer)``.
         extensible: fields of the configuration that change nothing before the end of training, so that
@@ -71,7 +75,9 @@ class Problem:
     learning_rate: float | Callable[[Tensor], Tensor]
     seed: int
     epoch: tuple[int, int] | None = None
-    adam_eps: float = 1e-8
+    optimizer: "Optimizer" = field(default_factory=lambda: Optimizer(adam))
+    hold: dict[str, int] = field(default_factory=dict)
+    mapped: bool = True
     options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
     finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
     extensible: tuple[str, ...] = ()
@@ -104,6 +110,19 @@ class _Apply(nn.Module):
         return self.function(self.modules_["p"], self.modules_["q"])
 
 
+def _one_by_one(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    """As ``vmap``, one replicate after the other."""
+
+    def over_replicates(params: Tensors, *tensors: Tensor) -> Tensors:
+        results = [
+            function({name: value[i] for name, value in params.items()}, *(t[i] for t in tensors))
+            for i in range(len(tensors[0]))
+        ]
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+    return over_replicates
+
+
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of a number that is not above a limit (at least 1)."""
     return next(d for d in range(max(1, min(number, at_most)), 0, -1) if number % d == 0)
@@ -133,6 +152,41 @@ def adam(
         return value - rate.to(value.dtype) * m[name] / (v[name].sqrt() / root.to(value.dtype) + eps)
 
     return {name: update(name) for name in params}, (m, v)
+
+
+def rmsprop(
+    params: Tensors,
+    grads: Tensors,
+    moments: tuple[Tensors, Tensors],
+    step: Tensor,
+    learning_rate: float | Tensor,
+) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+    """One step of RMSProp with momentum 0.9 as TensorFlow 1 defines it, which the authors' AIR code uses.
+
+    Unlike ``torch.optim.RMSprop``: decay 0.9, 1e-10 inside the root, the learning rate inside the
+    momentum; its mean square starts at one.
+    """
+    mean_square, momentum = moments
+    mean_square = {name: 0.9 * mean_square[name] + 0.1 * g * g for name, g in grads.items()}
+    rate = torch.as_tensor(learning_rate).float()
+    momentum = {
+        name: 0.9 * momentum[name] + rate * g / (mean_square[name] + 1e-10).sqrt()
+        for name, g in grads.items()
+    }
+    return {name: value - momentum[name] for name, value in params.items()}, (mean_square, momentum)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser as a pure function.
+
+    Attributes:
+        update: ``(params, grads, moments, step, learning_rate) -> (params, moments)``.
+        start: what its two moments start from.
+    """
+
+    update: Callable[..., tuple[Tensors, tuple[Tensors, Tensors]]]
+    start: tuple[float, float] = (0.0, 0.0)
 
 
 def can_compile() -> bool:
@@ -168,7 +222,10 @@ class Trainer:
                 self.objective = _Objective(problem).to(device)
             starts.append({name: value.detach() for name, value in self.objective.named_parameters()})
         self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-        self.moments = tuple({k: torch.zeros_like(v) for k, v in self.params.items()} for _ in range(2))
+        self.moments = tuple(
+            {k: torch.full_like(v, start) for k, v in self.params.items()}
+            for start in problem.optimizer.start
+        )
 
         self.numbers = self._count_numbers(None)
         per_iteration = max(1, sum(self.numbers.values()))
@@ -184,7 +241,11 @@ class Trainer:
         self.compiled = compiled
         if compiled:
             torch.compiler.reset()  # else many runs in one process reach dynamo's recompile limit
-        self._advance_together = torch.compile(self._advance, fullgraph=True) if compiled else self._advance
+        self._advance_together, self._update = self._advance, problem.optimizer.update
+        if compiled and problem.mapped:
+            self._advance_together = torch.compile(self._advance, fullgraph=True)
+        elif compiled:
+            self._update = torch.compile(self._update, fullgraph=True)
 
     def _count_numbers(self, x: Tensor | None) -> dict[str, int]:
         """How many random numbers one loss takes, those of a training batch included."""
@@ -204,6 +265,13 @@ class Trainer:
 
     def gradients(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensors:
         """Gradient of one replicate's parameters, those of the control variate included."""
+        if not self.problem.mapped:  # plain autograd: several times less overhead than torch.func.grad
+            with torch.enable_grad():
+                leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+                grads = torch.autograd.grad(
+                    self.loss(leaves, x, noise, progress), leaves.values(), materialize_grads=True
+                )
+            return dict(zip(leaves, grads, strict=True))
         if self.problem.method.control_variate != "variance":
             return grad(self.loss)(params, x, noise, progress)
         own = {name: value for name, value in params.items() if "control_variate" in name}
@@ -262,19 +330,21 @@ class Trainer:
         return torch.stack(uniform), torch.stack(normal)
 
     def _rows(self, count: int) -> Tensor:
-        """Rows of the data for the next ``count`` iterations, which lie in one epoch, ``[R, count, B]``."""
+        """Rows of the data for the next ``count`` iterations, ``[R, count, B]``."""
         if self.problem.epoch is None:
             return torch.empty(len(self.replicates), count, 0, dtype=torch.int64, device=self.device)
         num_rows, batch_size = self.problem.epoch
-        epoch, first = divmod(self.iteration, num_rows // batch_size)
-        if self._orders[0] != epoch:
-            orders = [
-                Noise(self.problem.seed, r, epoch, 2, device=self.device).permutation(num_rows)
-                for r in self.replicates
-            ]
-            self._orders = (epoch, torch.stack(orders))
-        rows = self._orders[1][:, first * batch_size : (first + count) * batch_size]
-        return rows.unflatten(1, (count, batch_size))
+        rows = []
+        for iteration in range(self.iteration, self.iteration + count):
+            epoch, turn = divmod(iteration, num_rows // batch_size)
+            if self._orders[0] != epoch:
+                orders = [
+                    Noise(self.problem.seed, r, epoch, 2, device=self.device).permutation(num_rows)
+                    for r in self.replicates
+                ]
+                self._orders = (epoch, torch.stack(orders))
+            rows.append(self._orders[1][:, turn * batch_size : (turn + 1) * batch_size])
+        return torch.stack(rows, dim=1)
 
     def _advance(
         self,
@@ -294,10 +364,16 @@ class Trainer:
                 tape = Tape(uniform, normal)
                 return self.gradients(params, problem.draw_batch(tape, rows), tape, progress)
 
-            grads = vmap(replicate_gradients)(params, uniform[:, step], normal[:, step], rows[:, step])
+            over_replicates = vmap if problem.mapped else _one_by_one
+            grads = over_replicates(replicate_gradients)(
+                params, uniform[:, step], normal[:, step], rows[:, step]
+            )
+            for start, end in problem.hold.items():
+                free = (iteration + step >= end).float()
+                grads |= {k: g * free for k, g in grads.items() if k.startswith(f"parts.{start}")}
             rate = problem.learning_rate
             rate = rate(iteration + step) if callable(rate) else rate
-            params, moments = adam(params, grads, moments, iteration + step + 1, rate, problem.adam_eps)
+            params, moments = self._update(params, grads, moments, iteration + step + 1, rate)
         return params, moments
 
     def train_block(self) -> None:

@@ -7,26 +7,29 @@ from typing import Any
 import numpy as np
 
 from rwslib import records
-from rwslib.experiments import gmm, vae
+from rwslib.experiments import air, gmm, vae
+from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
 from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer, single_thread
 
-__all__ = ["CONFIGS", "GMMConfig", "VAEConfig", "run", "stored"]
+__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "run", "stored"]
 
-CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig}
+CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
 
-_PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem}
+_PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem, "air": air.problem}
 
 
-def stored(config: GMMConfig | VAEConfig, results_dir: str | Path | None = None) -> RunRecord | None:
+def stored(
+    config: GMMConfig | VAEConfig | AIRConfig, results_dir: str | Path | None = None
+) -> RunRecord | None:
     """The record of a run if there is one; never trains."""
     return records.find(records.plain(config), results_dir)
 
 
 def run(
-    config: GMMConfig | VAEConfig,
+    config: GMMConfig | VAEConfig | AIRConfig,
     results_dir: str | Path | None = None,
     device: str = "cpu",
     progress: bool | None = None,
@@ -54,7 +57,11 @@ def run(
 
 
 def _train(
-    config: GMMConfig | VAEConfig, plain: dict[str, Any], store: Path, device: str, progress: bool | None
+    config: GMMConfig | VAEConfig | AIRConfig,
+    plain: dict[str, Any],
+    store: Path,
+    device: str,
+    progress: bool | None,
 ) -> RunRecord:
     trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs), device)
     # fields that change nothing before the end: a longer run goes on where a shorter one ended

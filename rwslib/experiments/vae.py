@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from rwslib.experiments.common import check_common, require, require_int, requir
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise
-from rwslib.training import COMPILE_FROM, Problem, Trainer, can_compile
+from rwslib.training import COMPILE_FROM, Optimizer, Problem, Trainer, adam, can_compile
 
 VAE_METHODS = ("iwae", "vae", "ww", "ws", "wws", "dreg", "rws_dreg", "stl", "reinforce", "vimco", "tvo")
 PAPER_STAGES = 8
@@ -86,9 +87,7 @@ def stage_rates(learning_rate: float) -> list[float]:
     return [learning_rate / 10 * round(factor, 1) for factor in factors]
 
 
-def build(
-    pixel_mean: Tensor | None = None, matmul_dtype: torch.dtype = torch.float32
-) -> dict[str, nn.Module]:
+def build(pixel_mean: Tensor | None = None, matmul_dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
     """The two networks of one replicate."""
     p = GenerativeModel(pixel_mean, matmul_dtype=matmul_dtype)
     return {"p": p, "q": InferenceNetwork(matmul_dtype=matmul_dtype)}
@@ -150,7 +149,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         learning_rate=learning_rate,
         seed=config.seed,
         epoch=(len(train), config.batch_size),
-        adam_eps=1e-4,
+        optimizer=Optimizer(partial(adam, eps=1e-4)),
         options=lambda progress: {} if config.wake_weight is None else {"wake_weight": config.wake_weight},
         finish=finish,
         extensible=("num_stages", "eval_particles"),

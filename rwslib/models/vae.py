@@ -19,12 +19,12 @@ class MLP(nn.Module):
 
     Args:
         sizes: of the input, the hidden layers and the output.
-        matmul_dtype: bfloat16 rounds the factors and results of the matrix products (their sums, the
-            biases and everything between are float32); several times faster where the processor has
-            bfloat16 units.
+        matmul_dtype: None is that of the parameters; bfloat16 rounds the factors and results of the matrix
+            products (their sums, the biases and everything between are float32); several times faster
+            where the processor has bfloat16 units.
     """
 
-    def __init__(self, sizes: Sequence[int], matmul_dtype: torch.dtype = torch.float32):
+    def __init__(self, sizes: Sequence[int], matmul_dtype: torch.dtype | None = None):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.matmul_dtype = matmul_dtype
@@ -36,7 +36,7 @@ class MLP(nn.Module):
         """``[..., D_in]`` -> ``[..., D_out]``."""
         for i, layer in enumerate(self.layers):
             h = torch.tanh(h) if i else h
-            if self.matmul_dtype == h.dtype:
+            if self.matmul_dtype in (None, h.dtype):
                 h = layer(h)
             else:
                 product = F.linear(h.to(self.matmul_dtype), layer.weight.to(self.matmul_dtype))
@@ -74,7 +74,7 @@ class GenerativeModel(nn.Module):
         latent_size: int = LATENT_SIZE,
         hidden: Sequence[int] = (200, 200),
         num_pixels: int = NUM_PIXELS,
-        matmul_dtype: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.latent_size = latent_size
@@ -112,7 +112,7 @@ class InferenceNetwork(nn.Module):
         latent_size: int = LATENT_SIZE,
         hidden: Sequence[int] = (200, 200),
         num_pixels: int = NUM_PIXELS,
-        matmul_dtype: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.body = MLP([num_pixels, *hidden], matmul_dtype)

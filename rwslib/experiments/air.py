@@ -1,0 +1,273 @@
+"""Attend, infer, repeat (paper section 4.1): configuration, training problem, metrics."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rwslib import data
+from rwslib.estimators import normalized_weights
+from rwslib.evaluation import importance_estimates
+from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.methods import METHODS
+from rwslib.models.air import MAX_OBJECTS, GenerativeModel, InferenceNetwork, boxes
+from rwslib.noise import Noise
+from rwslib.training import Optimizer, Problem, Trainer, adam, largest_divisor, rmsprop
+
+AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
+OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
+CURVE_SCENES = 300
+CURVE_PARTICLES = 20  # of the test curve, the same for every K so that runs compare
+WEIGHTED_PARTICLES = 100  # of the importance-weighted count
+
+
+@dataclass(frozen=True)
+class AIRConfig:
+    """One run of AIR; its fields are its identity.
+
+    Attributes:
+        method: a name in ``AIR_METHODS``.
+        num_particles: K.
+        dataset: where the scenes' digits come from, "mnist" or "digits".
+        num_iterations: optimiser steps; metrics are logged about 100 times.
+        num_runs: replicates, trained one after the other in one program, independent of each other.
+        batch_size: scenes in a step.
+        optimizer: "adam", or "rmsprop" as in the authors' code.
+        learning_rate: at the start; it is divided by 3 at each of ``decay_at``.
+        decay_at: fractions of the run; the paper has (0.2, 0.5).
+        eval_particles: particles of the final log marginal, KL and effective sample size.
+        eval_scenes: test scenes of those (evenly spaced); the counts are judged on all test scenes.
+        seed: of everything random.
+        warmup_iterations: so long q's presence does not depend on the image and p(n) stays as it is.
+        scale_prior: mean and standard deviation of the prior on the scale logits; q starts at the mean.
+        background: logit of an empty pixel at the start.
+        learn_count: learn p(n), which starts as a geometric distribution with success 0.1.
+        center_weights: subtract 1/K from the wake-phi weights (ww); False if None.
+        delta: weight of the prior in the proposal (dww); 0.2 if None.
+        wake_weight: weight of the wake-phi update (wws); 0.5 if None.
+    """
+
+    method: str
+    num_particles: int
+    dataset: str = "mnist"
+    num_iterations: int = 30_000
+    num_runs: int = 1
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 5e-4
+    decay_at: tuple[float, ...] = (0.5, 0.8)
+    eval_particles: int = 5000
+    eval_scenes: int = 1000
+    seed: int = 1
+    warmup_iterations: int = 1000
+    scale_prior: tuple[float, float] = (-0.4, 0.1)
+    background: float = -5.0
+    learn_count: bool = True
+    center_weights: bool | None = None
+    delta: float | None = None
+    wake_weight: float | None = None
+    experiment: str = "air"
+
+    def __post_init__(self):
+        require(self.method in AIR_METHODS, "method", f"one of {list(AIR_METHODS)}", self.method)
+        check_common(self)
+        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require_int("num_iterations", self.num_iterations, 1)
+        require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
+        require(isinstance(self.decay_at, list | tuple), "decay_at", "a list of fractions", self.decay_at)
+        for fraction in self.decay_at:
+            require_number("decay_at", fraction, 0, 1)
+        require_int("eval_particles", self.eval_particles, 1)
+        require_int("eval_scenes", self.eval_scenes, 1)
+        require_int("warmup_iterations", self.warmup_iterations, 0)
+        pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
+        require(pair, "scale_prior", "a pair (mean, standard deviation)", self.scale_prior)
+        require_number("scale_prior", self.scale_prior[0], -math.inf)
+        require_number("scale_prior", self.scale_prior[1], 0)
+        require_number("background", self.background, -100, 100)
+        require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
+        for name in ("decay_at", "scale_prior"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        options = METHODS[self.method].options
+        for name, default in {"center_weights": False, "delta": 0.2, "wake_weight": 0.5}.items():
+            value = getattr(self, name)
+            if name in options:
+                object.__setattr__(self, name, default if value is None else value)
+            else:
+                require(value is None, name, f"None for method {self.method!r}", value)
+        if self.center_weights is not None:
+            require(
+                isinstance(self.center_weights, bool), "center_weights", "true or false", self.center_weights
+            )
+        for name in ("delta", "wake_weight"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), 0, 1)
+
+
+class Baseline(nn.Module):
+    """NVIL's input-dependent baseline, an MLP on the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(data.CANVAS**2, 128), nn.ELU(), nn.Linear(128, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [B, 2500]`` -> ``[B]`` in nats."""
+        return 100 * self.layers(x).squeeze(1)
+
+
+def build(config: AIRConfig) -> dict[str, nn.Module]:
+    """The networks of one replicate."""
+    p = GenerativeModel(
+        learn_count=config.learn_count, scale_prior=config.scale_prior, background=config.background
+    )
+    modules = {"p": p, "q": InferenceNetwork(scale_bias=config.scale_prior[0])}
+    return modules | ({"control_variate": Baseline()} if config.method == "nvil" else {})
+
+
+def test_scenes(dataset: str) -> tuple[Tensor, data.Scenes]:
+    """The test scenes of the metrics, binarised once and for all ``[N, 2500]``, and the truth."""
+    scenes = data.scenes(dataset, "test")
+    return data.binarize(scenes.images.flatten(1), Noise(0, 1)), scenes
+
+
+def problem(config: AIRConfig, device: str = "cpu") -> Problem:
+    """What the training loop needs to know of a configuration."""
+    train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
+    x_train = data.binarize(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2)).to(device)
+    x_test, truth = test_scenes(config.dataset)
+    x_test, counts = x_test.to(device), truth.counts.to(device)
+    decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
+    options = {
+        name: getattr(config, name)
+        for name in ("center_weights", "delta", "wake_weight")
+        if getattr(config, name) is not None
+    }
+
+    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+        found = []
+        for index in range(len(trainer.replicates)):
+            p, q = (trainer.modules(index)[name] for name in ("p", "q"))
+            noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
+            bounds = {
+                name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
+                for name, x, num_particles in (
+                    ("train_bound", x_train, config.num_particles),
+                    ("test_bound", _evenly(x_test, CURVE_SCENES), CURVE_PARTICLES),
+                )
+            }
+            metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
+            sampled = q_counts(q, _evenly(x_test, CURVE_SCENES), noise)[0]
+            accuracy = (sampled == _evenly(counts, CURVE_SCENES)).float().mean()
+            found.append({**metrics, "count_accuracy": accuracy, "count_probs": p.log_count().exp()})
+        return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
+
+    def finish(trainer: Trainer) -> dict[str, Tensor]:
+        found = []
+        for index, replicate in enumerate(trainer.replicates):
+            parts, noise = trainer.modules(index), Noise(config.seed, replicate, 0, 4, device=device)
+            x = (x_test, counts, truth.boxes.to(device))
+            found.append(final_metrics(parts["p"], parts["q"], *x, config, noise))
+        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+
+    return Problem(
+        method=METHODS[config.method],
+        build=lambda: build(config),
+        draw_batch=lambda noise, rows: data.binarize(train[rows], noise),
+        evaluate=evaluate,
+        num_particles=config.num_particles,
+        num_iterations=config.num_iterations,
+        log_every=largest_divisor(config.num_iterations, max(1, config.num_iterations // 100)),
+        learning_rate=lambda iteration: config.learning_rate / 3 ** (iteration >= decays).sum(),
+        seed=config.seed,
+        epoch=(len(train), config.batch_size),
+        optimizer=OPTIMIZERS[config.optimizer],
+        hold={"q.presence": config.warmup_iterations, "p.count_logits": config.warmup_iterations},
+        mapped=False,
+        options=lambda progress: options,
+        finish=finish,
+    )
+
+
+def q_counts(q: InferenceNetwork, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """The count of one sample of q, and the most frequent one of 20, for every scene; ``[N]`` each."""
+    with torch.no_grad():
+        counts = torch.cat([q.sample(some, 20, noise)[0].count for some in x.split(200)], dim=1)
+    frequency = torch.stack([(counts == n).sum(dim=0) for n in range(MAX_OBJECTS + 1)])
+    return counts[0], frequency.argmax(dim=0)
+
+
+def weighted_counts(
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+) -> Tensor:
+    """The most probable count by importance weights, for every scene; ``[N]``."""
+    found = []
+    with torch.no_grad():
+        for some in x.split(40):
+            z, log_q = q.sample(some, num_particles, noise)
+            v = normalized_weights(p.log_joint(z, some) - log_q)
+            mass = torch.stack([(v * (z.count == n)).sum(dim=0) for n in range(MAX_OBJECTS + 1)])
+            found.append(mass.argmax(dim=0))
+    return torch.cat(found)
+
+
+def box_overlap(found: Tensor, true: Tensor, counts: Tensor) -> Tensor:
+    """Intersection over union of the found boxes with the true ones, the better of both orders; ``[N]``.
+
+    Args:
+        found: boxes of the first two objects, ``[N, 2, 4]``; true: ``[N, 2, 4]``; counts: digits, ``[N]``.
+
+    Returns:
+        Mean over the true boxes; NaN for an empty scene.
+    """
+
+    def iou(a: Tensor, b: Tensor) -> Tensor:
+        low = torch.maximum(a[..., :2], b[..., :2])
+        high = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+        shared = (high - low).clamp_min(0).prod(dim=-1)
+        union = a[..., 2:].prod(dim=-1) + b[..., 2:].prod(dim=-1) - shared
+        return torch.where(union > 0, shared / union.clamp_min(1e-9), 0)
+
+    orders = torch.stack([iou(found, true), iou(found.flip(1), true)])  # [2, N, 2]
+    return (orders.sum(dim=-1).amax(dim=0) / counts).where(counts > 0, torch.nan)
+
+
+def final_metrics(
+    p: GenerativeModel,
+    q: InferenceNetwork,
+    x: Tensor,
+    counts: Tensor,
+    true_boxes: Tensor,
+    config: AIRConfig,
+    noise: Noise,
+) -> dict[str, Tensor]:
+    """What a trained replicate is judged by; standard errors are over test scenes."""
+    some = slice(None, None, max(1, len(x) // config.eval_scenes))
+    estimates = importance_estimates(
+        p, q, x[some], config.eval_particles, noise, rows_at_once=4000 if x.device.type == "cpu" else 50_000
+    )
+    metrics = {}
+    for name, value in estimates.items():
+        metrics[name] = value.mean()
+        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
+        for n in range(3):
+            metrics[f"{name}_{n}_objects"] = value[counts[some] == n].mean()
+    sampled, mode = q_counts(q, x, noise)
+    weighted = weighted_counts(p, q, x[some], WEIGHTED_PARTICLES, noise)
+    with torch.no_grad():
+        z = q.sample(x, 1, noise)[0]
+    found = boxes(z.where[0, :, :2]) * (torch.arange(2, device=x.device) < z.count[0, :, None])[..., None]
+    overlap = box_overlap(found, true_boxes, counts)
+    return {
+        **metrics,
+        "count_accuracy_sample": (sampled == counts).float().mean(),
+        "count_accuracy_mode": (mode == counts).float().mean(),
+        "count_accuracy_weighted": (weighted == counts[some]).float().mean(),
+        "box_iou": overlap.nanmean(),
+    }
+
+
+def _evenly(tensor: Tensor, count: int) -> Tensor:
+    """At most so many entries, evenly spaced."""
+    return tensor[:: max(1, len(tensor) // count)][:count]

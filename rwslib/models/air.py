@@ -1,0 +1,306 @@
+r"""Attend, infer, repeat (Eslami et al. 2016) with a Bernoulli likelihood, as in paper section 4.1.
+
+A scene has n objects, 0 to 3; object t has a place ``where`` (scales and shifts of its box, as
+logits) and a look ``what``.  Only objects that are there cost anything: both networks gather the
+present ones from all particles into one list of rows, work on that, and add the results back.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rwslib.models.vae import normal_log_prob
+from rwslib.noise import Noise
+
+CANVAS = 50
+GLIMPSE = 20
+MAX_OBJECTS = 3
+WHAT_SIZE = 50
+WHERE_SIZE = 4  # logits of the scales (x, y), then of the shifts (x, y)
+MIN_SCALE = 1e-4
+
+
+class Latents(NamedTuple):
+    """The latents of a scene; entries of absent objects are zero and count for nothing."""
+
+    count: Tensor  # n, int64 [K, B]
+    where: Tensor  # [K, B, 3, 4]
+    what: Tensor  # [K, B, 3, 50]
+
+
+def scales_and_shifts(where: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales in (0, 1) and shifts in (-1, 1) of boxes, ``[..., 4]`` -> two of ``[..., 2]``, x before y.
+
+    In coordinates from -1 to 1 a box has its centre at the shift and reaches a scale to either side.
+    """
+    return torch.sigmoid(where[..., :2]).clamp_min(MIN_SCALE), torch.tanh(where[..., 2:])
+
+
+def _tents(num_targets: int, num_sources: int, scale: Tensor, shift: Tensor) -> Tensor:
+    """Weights of bilinear interpolation along one axis, ``[P]`` each -> ``[P, targets, sources]``.
+
+    Target u in -1..1 reads the source at ``scale * u + shift``; -1 and 1 are the centres of the border
+    pixels (``align_corners=True`` in PyTorch), and outside is zero.
+    """
+    target = torch.linspace(-1, 1, num_targets, dtype=scale.dtype, device=scale.device)
+    pixel = torch.arange(num_sources, dtype=scale.dtype, device=scale.device)
+    position = (scale[:, None] * target + shift[:, None] + 1) * ((num_sources - 1) / 2)
+    return (1 - (position[..., None] - pixel).abs()).clamp_min(0)
+
+
+def crop(images: Tensor, where: Tensor, size: int = GLIMPSE) -> Tensor:
+    """What is in the boxes: ``images [P, H, W]``, ``where [P, 4]`` -> ``[P, size, size]``.
+
+    The same as ``affine_grid`` and ``grid_sample`` with ``align_corners=True``, as two matrix products:
+    bilinear interpolation is separable when nothing rotates.
+    """
+    (sx, sy), (tx, ty) = (pair.unbind(dim=-1) for pair in scales_and_shifts(where))
+    rows, columns = _tents(size, images.shape[-2], sy, ty), _tents(size, images.shape[-1], sx, tx)
+    return rows @ images @ columns.mT
+
+
+def paste(glimpses: Tensor, where: Tensor, size: int = CANVAS) -> Tensor:
+    """The inverse of ``crop``: glimpses ``[P, h, w]`` on an empty canvas, ``[P, size, size]``."""
+    (sx, sy), (tx, ty) = (pair.unbind(dim=-1) for pair in scales_and_shifts(where))
+    rows = _tents(size, glimpses.shape[-2], 1 / sy, -ty / sy)
+    columns = _tents(size, glimpses.shape[-1], 1 / sx, -tx / sx)
+    return rows @ glimpses @ columns.mT
+
+
+def boxes(where: Tensor, size: int = CANVAS) -> Tensor:
+    """Boxes in pixels ``(left, top, width, height)`` of ``where``, ``[..., 4]``."""
+    scale, shift = scales_and_shifts(where)
+    return torch.cat([size * (1 - scale + shift) / 2, size * scale], dim=-1)
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """ELU network, linear at the end; truncated normal weights of sd ``1/sqrt(fan_in)``, zero biases."""
+    modules = []
+    for a, b in pairwise(sizes):
+        layer = nn.Linear(a, b)
+        nn.init.trunc_normal_(layer.weight, std=a**-0.5, a=-2 * a**-0.5, b=2 * a**-0.5)
+        nn.init.zeros_(layer.bias)
+        modules += [layer, nn.ELU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def _present(count: Tensor) -> Tensor:
+    """Flat indices into ``[K, B, 3]`` of the objects that are there."""
+    there = torch.arange(MAX_OBJECTS, device=count.device) < count[..., None]
+    return there.flatten().nonzero().squeeze(1)
+
+
+class GenerativeModel(nn.Module):
+    r""":math:`p(n) \prod_{t \le n} p(\mathrm{where}_t) p(\mathrm{what}_t) \prod_i \mathrm{Bernoulli}(x_i)`.
+
+    The pixels' logits are a background plus what the decoder draws in each object's box.
+
+    Args:
+        count_success: p(n) starts as the geometric distribution with this probability of one more
+            object, cut off at 3 and normalised.
+        learn_count: learn p(n) with theta (the authors' ``learnable_step_prior``) or keep it.
+        scale_prior: mean and standard deviation of the scale logits.  The authors' code has (0, 1); a
+            tight prior around the size of a digit keeps one box from swallowing two digits.
+        background: logit of an empty pixel at the start.  The authors' code has -88, which makes one
+            stray pixel cost 88 nats.
+        ink: logit that a box adds at the start.
+    """
+
+    def __init__(
+        self,
+        count_success: float = 0.1,
+        learn_count: bool = True,
+        scale_prior: tuple[float, float] = (-0.4, 0.1),
+        background: float = -5.0,
+        ink: float = 4.0,
+    ):
+        super().__init__()
+        start = torch.arange(MAX_OBJECTS + 1) * math.log(count_success)
+        if learn_count:
+            self.count_logits = nn.Parameter(start.float())
+        else:
+            self.register_buffer("count_logits", start.float())
+        self.background = nn.Parameter(torch.tensor(background))
+        self.decoder = mlp([WHAT_SIZE, 256, 256, GLIMPSE**2])
+        with torch.no_grad():
+            self.decoder[-1].weight.mul_(0.25)  # the authors' output multiplier, at the start
+            self.decoder[-1].bias.fill_(ink)
+        (mean, sd), shift = scale_prior, (0.0, 1.0)
+        self.register_buffer("where_mean", torch.tensor([mean, mean, shift[0], shift[0]]), persistent=False)
+        log_sd = torch.tensor([sd, sd, shift[1], shift[1]]).log()
+        self.register_buffer("where_log_sd", log_sd, persistent=False)
+
+    def log_count(self) -> Tensor:
+        """``log p(n)``, ``[4]``."""
+        return torch.log_softmax(self.count_logits, dim=0)
+
+    def draw(self, z: Latents) -> Tensor:
+        """Logits of the pixels, ``[K, B, 2500]``."""
+        present = _present(z.count)
+        glimpses = self.decoder(z.what.flatten(0, 2)[present]).view(-1, GLIMPSE, GLIMPSE)
+        objects = paste(glimpses, z.where.flatten(0, 2)[present]).flatten(1)
+        empty = self.background.expand(z.count.numel(), CANVAS**2)
+        return empty.index_add(0, present // MAX_OBJECTS, objects).view(*z.count.shape, CANVAS**2)
+
+    def log_prior(self, z: Latents) -> Tensor:
+        """``log p(z)``, ``[K, B]`` in nats."""
+        present = _present(z.count)
+        where, what = z.where.flatten(0, 2)[present], z.what.flatten(0, 2)[present]
+        each = normal_log_prob(where, self.where_mean, self.where_log_sd) + normal_log_prob(what)
+        count = self.log_count()[z.count.flatten()]
+        return count.index_add(0, present // MAX_OBJECTS, each).view(z.count.shape)
+
+    def log_joint(self, z: Latents, x: Tensor) -> Tensor:
+        """``log p(z, x)``: binary ``x [B, 2500]`` -> ``[K, B]`` in nats."""
+        logits = self.draw(z)
+        loss = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+        return self.log_prior(z) - loss.sum(dim=-1)
+
+    forward = log_joint
+
+    def sample_prior(self, log_count: Tensor, shape: tuple[int, ...], noise: Noise) -> Latents:
+        """Latents ``[*shape, ...]`` from the prior, with another distribution of the count if wanted."""
+        edges = log_count.detach().softmax(dim=0).cumsum(dim=0)[:-1]
+        count = torch.bucketize(noise.uniform(*shape), edges)
+        there = (torch.arange(MAX_OBJECTS, device=count.device) < count[..., None])[..., None]
+        where = self.where_mean + self.where_log_sd.exp() * noise.normal(*shape, MAX_OBJECTS, WHERE_SIZE)
+        return Latents(count, where * there, noise.normal(*shape, MAX_OBJECTS, WHAT_SIZE) * there)
+
+    def sample(self, num: int, noise: Noise) -> tuple[Latents, Tensor]:
+        """Ancestral samples: latents ``[num, ...]`` and binary ``x [num, 2500]``, without gradient."""
+        with torch.no_grad():
+            z = self.sample_prior(self.log_count(), (num,), noise)
+            probs = torch.sigmoid(self.draw(Latents(*(part[None] for part in z)))[0])
+            return z, (noise.uniform(*probs.shape) < probs).to(probs.dtype)
+
+    def sample_defensive(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Latents, Tensor]:
+        """Trajectories ``[K, B, ...]`` with a uniform count and prior objects, and their log-density."""
+        with torch.no_grad():
+            uniform = torch.zeros_like(self.count_logits).log_softmax(dim=0)
+            z = self.sample_prior(uniform, (num_particles, len(x)), noise)
+            return z, self.log_prior(z) - self.log_count()[z.count] + uniform[0]
+
+
+class InferenceNetwork(nn.Module):
+    r"""The recurrent :math:`q_\phi(z | x)`: presence, where and what, one object after the other.
+
+    Args:
+        scale_bias: where q's scale logits start; presence_logit: where the logit of "one more object"
+            starts, whatever the image.
+    """
+
+    def __init__(self, scale_bias: float = -0.4, presence_logit: float = 0.0, hidden: int = 256):
+        super().__init__()
+        self.encoder = nn.Sequential(mlp([CANVAS**2, hidden, hidden]), nn.ELU())
+        self.start = nn.Parameter(torch.zeros(hidden))
+        self.from_image = mlp([hidden, hidden])
+        self.from_state = mlp([hidden, hidden])
+        self.from_object = mlp([WHAT_SIZE + WHERE_SIZE, hidden])
+        self.presence = mlp([hidden, 128, 64, 1])
+        self.where = mlp([hidden, hidden, hidden, 2 * WHERE_SIZE])
+        self.what = mlp([GLIMPSE**2, hidden, hidden, 2 * WHAT_SIZE])
+        with torch.no_grad():
+            self.presence[-1].weight.zero_()
+            self.presence[-1].bias.fill_(presence_logit)
+            self.where[-1].bias[:2] = scale_bias
+            self.where[-1].bias[WHERE_SIZE:] = -3.0
+
+    def _walk(self, x: Tensor, num_particles: int, choose_presence: Callable, choose: Callable):
+        """Go through the steps; a row is a flat index into ``[K, B]``.
+
+        Args:
+            choose_presence: ``(step, rows, logit) -> bool [P]``, which rows have one more object.
+            choose: ``(kind, step, rows, mean, log_sd) -> value [P, D]``.
+
+        Returns:
+            Latents, ``log q(n | path)`` and ``log q`` of everything, ``[K, B]`` each.
+        """
+        batch, total = len(x), num_particles * len(x)
+        image = self.from_image(self.encoder(x))
+        rows = torch.arange(total, device=x.device)
+        state = torch.tanh(image + self.from_state(self.start))  # the same for all particles of an image
+        logit, moments = self.presence(state).squeeze(1), self.where(state)
+        log_q_count = log_q_objects = x.new_zeros(total)
+        count = torch.zeros_like(rows)
+        what_t = where_t = None  # of the object before, for the rows that have one
+        where = x.new_zeros(total, MAX_OBJECTS, WHERE_SIZE)
+        what = x.new_zeros(total, MAX_OBJECTS, WHAT_SIZE)
+        for step in range(MAX_OBJECTS):
+            if step == 0:
+                logit, moments, state = (t[rows % batch] for t in (logit, moments, state))
+            else:
+                found = self.from_object(torch.cat([what_t, where_t], dim=-1))
+                state = torch.tanh(image[rows % batch] + self.from_state(state) + found)
+                logit = self.presence(state).squeeze(1)
+            there = choose_presence(step, rows, logit)
+            log_q_count = log_q_count.index_add(0, rows, F.logsigmoid(torch.where(there, logit, -logit)))
+            kept = there.nonzero().squeeze(1)
+            rows, state = rows[kept], state[kept]
+            count = count.index_add(0, rows, torch.ones_like(rows))
+            where_moments = moments[kept] if step == 0 else self.where(state)
+            where_t, log_q_where = self._choose(choose, "where", step, rows, where_moments)
+            glimpses = crop(x.view(batch, CANVAS, CANVAS)[rows % batch], where_t).flatten(1)
+            what_t, log_q_what = self._choose(choose, "what", step, rows, self.what(glimpses))
+            log_q_objects = log_q_objects.index_add(0, rows, log_q_where + log_q_what)
+            where = where.index_put((rows, torch.full_like(rows, step)), where_t)
+            what = what.index_put((rows, torch.full_like(rows, step)), what_t)
+        shape = (num_particles, batch)
+        z = Latents(*(part.unflatten(0, shape) for part in (count, where, what)))
+        return z, log_q_count.view(shape), (log_q_count + log_q_objects).view(shape)
+
+    @staticmethod
+    def _choose(choose: Callable, kind: str, step: int, rows: Tensor, moments: Tensor):
+        mean, raw = moments.chunk(2, dim=-1)
+        log_sd = (F.softplus(raw) + 1e-2).log()
+        value = choose(kind, step, rows, mean, log_sd)
+        return value, normal_log_prob(value, mean, log_sd)
+
+    def _draw(self, x: Tensor, num_particles: int, noise: Noise, path: bool):
+        total = num_particles * len(x)
+        uniform = noise.uniform(MAX_OBJECTS, total)
+        normal = {
+            "where": noise.normal(MAX_OBJECTS, total, WHERE_SIZE),
+            "what": noise.normal(MAX_OBJECTS, total, WHAT_SIZE),
+        }
+
+        def choose(kind: str, step: int, rows: Tensor, mean: Tensor, log_sd: Tensor) -> Tensor:
+            value = mean + log_sd.exp() * normal[kind][step][rows]
+            return value if path else value.detach()
+
+        return self._walk(
+            x, num_particles, lambda step, rows, logit: uniform[step][rows] < torch.sigmoid(logit), choose
+        )
+
+    def sample(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Latents, Tensor]:
+        """Particles without path derivative, and ``log q [K, B]`` at them with phi's gradient."""
+        z, _, log_q = self._draw(x, num_particles, noise, path=False)
+        return z, log_q
+
+    def sample_mixed(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Latents, Tensor, Tensor]:
+        """Particles whose ``where`` and ``what`` are reparameterised.
+
+        Returns:
+            Latents, ``log q [K, B]``, and its discrete part ``log q(n | path) [K, B]``, for methods that
+            use the score function for the count alone.
+        """
+        z, log_q_count, log_q = self._draw(x, num_particles, noise, path=True)
+        return z, log_q, log_q_count
+
+    def log_prob(self, z: Latents, x: Tensor) -> Tensor:
+        """``log q(z | x)`` of any latents, ``[K, B]``."""
+        count = z.count.flatten()
+        values = {"where": z.where.flatten(0, 1), "what": z.what.flatten(0, 1)}
+        _, _, log_q = self._walk(
+            x,
+            len(z.count),
+            lambda step, rows, logit: count[rows] > step,
+            lambda kind, step, rows, mean, log_sd: values[kind][rows, step],
+        )
+        return log_q
+
+    forward = log_prob
