@@ -154,7 +154,7 @@ def mean_of_logs(log_p, log_q):
 
 
 def own_weight_as_signal(log_p, log_q):
-    """The signal of the paper's AIR code, log w_l - B_l in place of log Z - B_l (facts file, 1.8)."""
+    """The signal of the paper's AIR code, log w_l - B_l in place of log Z - B_l."""
     signal = (log_p - log_q).detach() - estimators.vimco_baseline(log_p - log_q)
     return -((signal * log_q).sum(dim=0) + bound_of(log_p, log_q))
 

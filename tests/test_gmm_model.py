@@ -125,14 +125,14 @@ def test_true_probs_are_the_papers():
 
 @pytest.mark.parametrize("init, p_error", [("far", 0.69392), ("near", 0.08892), ("true", 0.0)])
 def test_starts_have_the_known_distance_from_the_truth(init, p_error):
-    """Facts file, 2.4."""
+    """By direct computation, to the digits given."""
     error = (gmm.GMM(init).log_prior().exp() - gmm.true_probs()).norm().item()
     assert error == pytest.approx(p_error, abs=5e-6)
 
 
 @pytest.mark.parametrize("init, expected", [("true", -5.25245), ("near", -5.33522), ("far", -14.45643)])
 def test_expected_evidence_is_the_known_one(init, expected):
-    """Facts file, 2.4: the integral over x on a fine grid."""
+    """The integral over x on a fine grid."""
     x = torch.linspace(-60, 260, 64_001, dtype=torch.float64)
     truth, model = gmm.GMM("true").double(), gmm.GMM(init).double()
     every_z = torch.arange(20)[:, None]

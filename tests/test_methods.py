@@ -287,7 +287,7 @@ def test_the_ablation_of_the_wrong_density_is_noticed():
 
 
 def test_the_ablation_without_log_k_is_noisier():
-    """Facts file, 1.8: for K = 4 noisier even than REINFORCE (there on another toy problem)."""
+    """For K = 4 it may be noisier even than REINFORCE."""
     problem = EnumeratedMixture(num_particles=4)
     variance = {}
     for name in ("vimco", "vimco_no_log_k"):
