@@ -1,7 +1,8 @@
 """The paper's checkable statements as numbers: effects with bootstrap intervals, verdicts by rule.
 
-An effect is signed so that the paper says *positive*: a difference of medians over replicates, or a
-logarithm of a ratio of medians.  A claim whose methods or particle numbers were not run is "not run".
+An effect is signed so that the paper says *positive*: a difference of medians over replicates (of means
+where there are only a few), or a logarithm of a ratio.  A claim whose methods or particle numbers were
+not run is "not run".
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +16,12 @@ from rwslib.methods import METHODS
 from rwslib.models.gmm import NUM_CATEGORIES
 from rwslib.records import RunRecord
 
-Runs = Mapping[tuple[str, int], RunRecord]  # by (method, num_particles)
+Cell = tuple[str, int]  # method, num_particles
+Runs = Mapping[Cell, RunRecord]
 Effects = dict[str, tuple[float, float, float]]  # value, lower and upper end, by setting
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
+LARGE_K = 128  # up to which the paper sees IWAE's model improve
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,127 @@ def gmm_claims(
         "GMM-16": ("wake-phi's bias falls with K", bias_falls),
     }
     return {name: Claim(says, _effects_or_none(rule)) for name, (says, rule) in rules.items()}
+
+
+def vae_claims(runs: Runs) -> dict[str, Claim]:
+    """Claims VAE-1 to VAE-7, on the continuous model of section 4.2.
+
+    Cells of one or two replicates say little about their own spread, so all cells of a metric share it,
+    see ``_pooled_means``.  K = 1 is left out, where the expectation of WW's gradient for phi is zero.
+
+    Args:
+        runs: records of IWAE, WW and, for VAE-7, WWS; a claim is judged on the cells that are there.
+    """
+    runs = {cell: record for cell, record in runs.items() if cell[1] > 1}
+    log_marginal, kl, units = (
+        _pooled_means({cell: record.metrics[metric] for cell, record in runs.items()})
+        for metric in ("log_marginal", "kl_q_p", "active_units")
+    )
+    noise = _pooled_means({cell: _log_curve_noise(record) for cell, record in runs.items()})
+
+    def particles(*methods: str) -> list[int]:
+        """Numbers of particles with which all of these methods were run."""
+        return sorted(set.intersection(*({K for m, K in runs if m == method} for method in methods)))
+
+    def gains(method: str) -> dict[tuple[int, int], np.ndarray]:
+        return {
+            (a, b): log_marginal[method, b] - log_marginal[method, a] for a, b in pairwise(particles(method))
+        }
+
+    def improves(method: str) -> Effects:
+        return {
+            f"{_title(method)}, K {a} to {b}": _effect(gain)
+            for (a, b), gain in gains(method).items()
+            if b <= LARGE_K
+        }
+
+    def levels_off() -> Effects:
+        before = [gain for (_, b), gain in gains("iwae").items() if b == LARGE_K]
+        return {
+            f"gain up to K {LARGE_K} above that from {a} to {b}": _effect(before[0] - gain)
+            for (a, b), gain in gains("iwae").items()
+            if before and a >= LARGE_K
+        }
+
+    def per_doubling(method: str, sign: int) -> Effects:
+        Ks = particles(method)
+        if len(Ks) < 2:
+            return {}
+        slope = np.polyfit(np.log2(Ks), np.stack([kl[method, K] for K in Ks]), 1)[0]
+        return {f"{_title(method)}, nats per doubling of K": _effect(sign * slope)}
+
+    def above(label: str, means: Mapping[Cell, np.ndarray], a: str, b: str, margin: float = 0) -> Effects:
+        return {
+            f"{label}: {_title(a)} above {_title(b)}, K {K}": _effect(means[a, K] - means[b, K] + margin)
+            for K in particles(a, b)
+        }
+
+    def as_quiet() -> Effects:
+        return {
+            f"within a factor of two, K {K}": _effect(np.log(2) - abs(noise["ww", K] - noise["iwae", K]))
+            for K in particles("iwae", "ww")
+            if np.isfinite(noise["ww", K][0] - noise["iwae", K][0])
+        }
+
+    effects = {
+        "VAE-1": (
+            f"WW and IWAE learn a better model with more particles, up to {LARGE_K}",
+            improves("iwae") | improves("ww"),
+        ),
+        "VAE-2": (f"IWAE's model hardly improves beyond {LARGE_K} particles", levels_off()),
+        "VAE-3": (
+            "WW's inference network is closer to the posterior than IWAE's",
+            above("KL", kl, "iwae", "ww"),
+        ),
+        "VAE-4": (
+            "IWAE's inference network gets worse with more particles, WW's does not",
+            per_doubling("iwae", 1) | per_doubling("ww", -1),
+        ),
+        "VAE-5": (
+            "WW has at least as many active units as IWAE",
+            above("units, half a unit granted", units, "ww", "iwae", 0.5),
+        ),
+        "VAE-6": ("WW's learning curves are as quiet as IWAE's", as_quiet()),
+        "VAE-7": (
+            "mixing sleep into WW helps on this model",
+            above("log evidence", log_marginal, "wws", "ww") | above("KL", kl, "ww", "wws"),
+        ),
+    }
+    return {name: Claim(says, found) for name, (says, found) in effects.items()}
+
+
+def _pooled_means(cells: Mapping[Cell, np.ndarray], num_resamples: int = 2000) -> dict[Cell, np.ndarray]:
+    """Mean over the replicates ``[R]`` of each cell, then its bootstrap means: ``[1 + num_resamples]``.
+
+    Deviations of the replicates from their cell's mean, widened by sqrt(R / (R - 1)) for the degree of
+    freedom that the mean takes, form one pool; a bootstrap mean is the mean plus that of R draws from it.
+    Without any cell of two replicates the bootstrap means are NaN.
+    """
+    generator = np.random.default_rng(0)
+    deviations = [(v - v.mean()) * np.sqrt(len(v) / (len(v) - 1)) for v in cells.values() if len(v) > 1]
+    pool = np.concatenate(deviations) if deviations else np.array([np.nan])
+    return {
+        cell: v.mean() + np.r_[0, generator.choice(pool, (num_resamples, len(v))).mean(axis=1)]
+        for cell, v in cells.items()
+    }
+
+
+def _effect(values: np.ndarray) -> tuple[float, float, float]:
+    """Value with its 95 % interval, from the value followed by its bootstrap draws."""
+    if np.isnan(values).any():
+        return float(values[0]), -np.inf, np.inf
+    return float(values[0]), *map(float, np.percentile(values[1:], [2.5, 97.5]))
+
+
+def _log_curve_noise(record: RunRecord) -> np.ndarray:
+    """Logarithm of the noise on each replicate's training curve ``[R]``: its roughness in the second half.
+
+    Second differences remove the trend; that of independent noise has six times its variance.
+    NaN where the curve is too short.
+    """
+    curve = record.metrics["train_bound"]
+    rough = np.diff(curve[:, curve.shape[1] // 2 :], n=2)
+    return np.log(rough.std(axis=1) / np.sqrt(6)) if rough.shape[1] > 2 else np.full(len(curve), np.nan)
 
 
 def _union(parts) -> Effects:

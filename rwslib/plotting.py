@@ -1,5 +1,6 @@
 """The book's one visual style and the few plots used more than once."""
 
+import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -31,6 +32,7 @@ _STYLES = {
     "dreg": (_PINK, "-."),
     "rws_dreg": (_BLUE, "-."),
     "vimco_no_log_k": (_GREY, ":"),
+    "vimco_air2018": (_BLACK, ":"),
     "dww_wrong_density": (_GREY, "-."),
 }
 
@@ -95,6 +97,24 @@ def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), thresho
     ax.set(xlim=(-0.7, probs.shape[1] - 0.3), ylim=(len(probs) - 0.4, -0.6), xticks=[], aspect="equal")
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(length=0, labelsize=7)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def plot_images(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:
+    """A sheet of square images, dark ink on white.
+
+    Args:
+        images: ``[rows, columns, pixels]`` in [0, 1].
+        labels: of the rows, drawn on the left.
+    """
+    rows, columns, num_pixels = images.shape
+    side = math.isqrt(num_pixels)
+    sheet = images.reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
+    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="none")
+    ax.set(xticks=[], yticks=[])
+    ax.set_yticks((np.arange(len(labels)) + 0.5) * side, labels)
+    ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
 

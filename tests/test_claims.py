@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwslib.claims import claims_table, gmm_claims
+from rwslib.claims import claims_table, gmm_claims, vae_claims
 from rwslib.records import RunRecord
 
 METHODS = ("concrete", "relax", "reinforce", "vimco", "ws", "ww", "dww")
@@ -79,3 +79,72 @@ def test_what_was_not_run_is_not_judged():
     for name in ("GMM-2", "GMM-7", "GMM-9", "GMM-13", "GMM-14"):
         assert verdicts[name] == "not run"
     assert claims_table(claims).count("\n") == 17
+
+
+def vae_record(log_marginal, kl=4.0, units=25, noise=0.1, num_runs=2):
+    """Replicates around the given values; a curve that rises with noise on it."""
+    jitter = 0.01 * np.array([-1.0, 1.0])[:num_runs]
+    t = np.arange(40)
+    curve = np.sqrt(t) + noise * np.random.default_rng(units).standard_normal((num_runs, len(t)))
+    metrics = {
+        "log_marginal": log_marginal + jitter,
+        "kl_q_p": kl + jitter,
+        "active_units": np.full(num_runs, float(units)),
+        "train_bound": curve,
+    }
+    return RunRecord({}, {}, metrics, Path("none"))
+
+
+def vae_as_the_paper_says():
+    """Runs of a world in which every claim about the continuous model is true."""
+    runs = {}
+    for i, K in enumerate((8, 16, 32, 64, 128, 256)):
+        runs["iwae", K] = vae_record(-90 + min(i, 4 + 0.1 * (i - 4)), kl=5 + i, units=23)
+        runs["ww", K] = vae_record(-90 + i, kl=4 - 0.1 * i, units=24)
+        runs["wws", K] = vae_record(-89 + i, kl=3 - 0.1 * i)
+    return runs
+
+
+def test_all_claims_about_the_continuous_model_hold_where_they_are_true():
+    claims = vae_claims(vae_as_the_paper_says())
+    assert list(claims) == [f"VAE-{i}" for i in range(1, 8)]
+    assert {name: claim.verdict for name, claim in claims.items()} == dict.fromkeys(claims, "holds")
+
+
+@pytest.mark.parametrize(
+    ("changes", "broken"),
+    [
+        ({("ww", 32): vae_record(-89, kl=3.8, units=24)}, {"VAE-1"}),
+        ({("iwae", 256): vae_record(-84, kl=10, units=23)}, {"VAE-2"}),
+        ({("iwae", 16): vae_record(-89, kl=3.8, units=23)}, {"VAE-3"}),
+        ({("ww", 256): vae_record(-85, kl=9.0, units=24)}, {"VAE-4"}),
+        ({("ww", 8): vae_record(-90, kl=4.0, units=22)}, {"VAE-5"}),
+        ({("ww", 8): vae_record(-90, kl=4.0, units=24, noise=0.4)}, {"VAE-6"}),
+        ({("wws", 8): vae_record(-91, kl=3.0)}, {"VAE-7"}),
+    ],
+)
+def test_a_claim_about_the_continuous_model_breaks_where_it_is_false(changes, broken):
+    claims = vae_claims(vae_as_the_paper_says() | changes)
+    assert (
+        broken <= {name for name, claim in claims.items() if claim.verdict != "holds"} <= broken | {"VAE-3"}
+    )
+
+
+def test_the_continuous_model_is_judged_on_what_was_run_and_not_at_one_particle():
+    runs = {cell: run for cell, run in vae_as_the_paper_says().items() if cell[0] == "iwae" and cell[1] < 64}
+    claims = vae_claims(runs | {("ww", 1): vae_record(-200)})
+    verdicts = {name: claim.verdict for name, claim in claims.items()}
+    assert {name for name, verdict in verdicts.items() if verdict != "not run"} == {"VAE-1", "VAE-4"}
+    assert list(claims["VAE-1"].effects) == ["IWAE, K 8 to 16", "IWAE, K 16 to 32"]
+    assert {claim.verdict for claim in vae_claims({}).values()} == {"not run"}
+
+
+def test_single_replicates_borrow_their_spread_and_are_not_judged_without_any():
+    runs = {("iwae", 8): vae_record(-90), ("iwae", 16): vae_record(-89, num_runs=1)}
+    value, low, high = vae_claims(runs)["VAE-1"].effects["IWAE, K 8 to 16"]
+    assert low < value < high
+    assert high - low < 0.1
+    runs = {(m, K): vae_record(-90 + K, num_runs=1) for m in ("iwae", "ww") for K in (8, 16)}
+    claim = vae_claims(runs)["VAE-1"]
+    assert claim.verdict == "mixed"
+    assert claim.effects["WW, K 8 to 16"] == (8, -np.inf, np.inf)

@@ -192,15 +192,18 @@ def too_slow(file):
     raise TimeoutError("timed out")
 
 
-FAILURES = {
-    "no network": no_network,
-    "not there": not_there,
-    "too slow": too_slow,
-    "connection breaks": lambda file: Response(PACKED[file][:-20], len(PACKED[file])),
-    "connection breaks with an error": lambda file: Breaking(PACKED[file]),
-    "truncated": lambda file: Response(PACKED[file][:-20]),
-    "wrong bytes": lambda file: Response(OTHER, len(OTHER)),
-    "not packed": lambda file: Response(b"<html>Sign in to this network</html>"),
+FAILURES = {  # and what the message says of each mirror
+    "no network": (no_network, "no route to host"),
+    "not there": (not_there, "404"),
+    "too slow": (too_slow, "timed out"),
+    "connection breaks": (
+        lambda file: Response(PACKED[file][:-20], len(PACKED[file])),
+        "connection broke after",
+    ),
+    "connection breaks with an error": (lambda file: Breaking(PACKED[file]), "IncompleteRead"),
+    "truncated": (lambda file: Response(PACKED[file][:-20]), "ended before"),
+    "wrong bytes": (lambda file: Response(OTHER, len(OTHER)), "wrong SHA-256"),
+    "not packed": (lambda file: Response(b"<html>Sign in to this network</html>"), "Not a gzipped file"),
 }
 
 
@@ -240,7 +243,7 @@ def test_what_is_fetched_is_whole_and_loads(target, serve):
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_next_mirror_is_asked_when_one_fails(target, serve, failure):
-    serve(FAILURES[failure], whole)
+    serve(FAILURES[failure][0], whole)
     data.fetch()
     assert names(target) == sorted(f"{file}.gz" for file in FILES)
     assert_loads(data.load("mnist"))
@@ -248,11 +251,13 @@ def test_the_next_mirror_is_asked_when_one_fails(target, serve, failure):
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_nothing_half_written_is_left_when_all_mirrors_fail(target, serve, failure):
-    asked = serve(FAILURES[failure], FAILURES[failure])
+    answer, reason = FAILURES[failure]
+    asked = serve(answer, answer)
     message = refusal(data.fetch)
     assert asked == [(0, FILES[0]), (1, FILES[0])]
     assert FILES[0] in message
     assert all(mirror in message for mirror in MIRRORS)
+    assert message.count(reason) == len(MIRRORS)
     assert names(target) == []
 
 

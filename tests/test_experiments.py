@@ -1,11 +1,13 @@
 """Configurations refuse bad input in one sentence, before anything runs; the command line too."""
 
 import pytest
+import torch
 
 from rwslib import __main__ as cli
 from rwslib import records
-from rwslib.experiments import GMMConfig
+from rwslib.experiments import GMMConfig, VAEConfig, modules, run, vae
 from rwslib.methods import METHODS
+from rwslib.noise import Noise
 
 BAD = [
     ({"method": "wake"}, "method must be one of"),
@@ -52,8 +54,6 @@ def test_options_are_filled_in_where_they_apply():
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.latent != "reparameterisable"])
 def test_every_categorical_method_trains(name, tmp_path, monkeypatch):
-    from rwslib.experiments import run
-
     monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
     config = GMMConfig(name, 2, num_iterations=4, num_runs=2, batch_size=5)
     record = run(config, tmp_path)
@@ -108,3 +108,19 @@ def test_the_command_line_trains_lists_and_shows(tmp_path, monkeypatch, capsys):
     assert len(list(records.iterate(tmp_path / "published"))) == 1
     with pytest.raises(SystemExit, match="key must name a stored record"):
         call("show", "nothing")
+
+
+def test_the_modules_of_a_record_are_those_that_were_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
+    monkeypatch.setattr(vae, "CURVE_IMAGES", 20)
+    config = VAEConfig("iwae", 2, dataset="digits", num_stages=1, batch_size=500, eval_particles=2)
+    record = run(config, tmp_path)
+    for replicate in range(2):
+        parts = modules(record, replicate)
+        with torch.no_grad():
+            variance = parts["q"].moments(vae.test_images("digits"))[0].var(dim=0, correction=0)
+        torch.testing.assert_close(variance, torch.from_numpy(record.metrics["unit_variance"][replicate]))
+        assert (parts["p"].sample(3, Noise(1))[1] <= 1).all()
+    (record.path / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        modules(record)

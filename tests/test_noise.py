@@ -102,3 +102,27 @@ def test_tapes_can_be_mapped_over():
     for i in range(3):
         tape = Tape(uniform[i], normal[i])
         torch.testing.assert_close(result[i], tape.gumbel(2, 3) + tape.normal(2)[:, None])
+
+
+def test_a_permutation_holds_every_number_once():
+    for n in (0, 1, 2, 1000):
+        order = Noise(3).permutation(n)
+        assert order.dtype == torch.int64
+        assert order.sort().values.tolist() == list(range(n))
+
+
+def test_a_permutation_is_a_function_of_the_path():
+    assert torch.equal(Noise(3, 1).permutation(100), Noise(3, 1).permutation(100))
+    orders = {tuple(Noise(*path).permutation(100).tolist()) for path in PATHS}
+    assert len(orders) == len(PATHS)
+    noise = Noise(3)
+    assert not torch.equal(noise.permutation(100), noise.permutation(100))
+
+
+def test_all_permutations_are_as_frequent():
+    """Six orders of three numbers, 12 000 draws, five standard errors."""
+    noise, n = Noise(8), 12_000
+    orders = torch.stack([noise.permutation(3) for _ in range(n)])
+    counts = (orders @ torch.tensor([9, 3, 1])).unique(return_counts=True)[1]
+    assert len(counts) == 6
+    assert ((counts - n / 6).abs() < 5 * math.sqrt(n * 5 / 36)).all()

@@ -32,6 +32,18 @@ def test_hinton_squares_have_areas_proportional_to_probability():
     plt.close(figure)
 
 
+def test_a_sheet_of_images_keeps_rows_and_columns():
+    figure, ax = plt.subplots()
+    images = np.zeros((2, 3, 16))
+    images[1, 2] = np.arange(16) / 15
+    plotting.plot_images(ax, images, ["top", "bottom"])
+    sheet = ax.images[0].get_array()
+    assert sheet.shape == (8, 12)
+    np.testing.assert_allclose(sheet[4:, 8:], images[1, 2].reshape(4, 4))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["top", "bottom"]
+    plt.close(figure)
+
+
 def test_the_film_is_well_formed_and_needs_no_other_host():
     frames = np.full((5, 4), 0.25)
     html = plotting.bar_film({"a": frames, "b": frames}, np.full(4, 0.25), "a caption")

@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from toys import GaussianModel, GaussianNetwork
 
 from rwslib import records
 from rwslib.experiments import GMMConfig, gmm, run
 from rwslib.methods import METHODS
 from rwslib.noise import Tape
-from rwslib.training import Trainer, adam, largest_divisor
+from rwslib.training import Problem, Trainer, adam, can_compile, largest_divisor
 
 CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
 
@@ -185,3 +186,220 @@ def test_more_than_ten_thousand_iterations_still_end_on_a_logged_one():
 
 def test_largest_divisor():
     assert [largest_divisor(12, limit) for limit in (1, 2, 5, 7, 12, 100)] == [1, 2, 4, 6, 12, 12]
+
+
+# -- data that are gone through in epochs --------------------------------------------------------------
+
+
+def data_problem(num_rows, batch_size, **changes):
+    """The linear Gaussian model fitted to fixed data."""
+    observations = torch.linspace(-2, 2, num_rows)
+    settings = {
+        "method": METHODS["iwae"],
+        "build": lambda: {"p": GaussianModel(), "q": GaussianNetwork()},
+        "draw_batch": lambda noise, rows: observations[rows] + 0.1 * noise.normal(batch_size),
+        "evaluate": lambda trainer, iteration: trainer.map_modules(lambda p, q: {"mean": p.mean}),
+        "num_particles": 2,
+        "num_iterations": 10 * (num_rows // batch_size),
+        "log_every": num_rows // batch_size,
+        "learning_rate": 0.01,
+        "seed": 5,
+        "epoch": (num_rows, batch_size),
+    }
+    return Problem(**settings | changes)
+
+
+def rows_of_epochs(problem, replicates=(0,), num_epochs=3):
+    """The rows that training takes, ``[R, num_epochs, rows in whole batches]``."""
+    trainer, rows = Trainer(problem, replicates, compiled=False), []
+    while trainer.iteration < num_epochs * (problem.epoch[0] // problem.epoch[1]):
+        rows.append(trainer._rows(trainer.block))
+        trainer.iteration += trainer.block
+    return torch.cat(rows, dim=1).unflatten(1, (num_epochs, -1)).flatten(2)
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(12, 3), (12, 12), (12, 1), (11, 3), (7, 4)])
+def test_an_epoch_presents_each_datum_once_in_whole_batches(num_rows, batch_size):
+    rows = rows_of_epochs(data_problem(num_rows, batch_size), range(2))
+    presented = num_rows // batch_size * batch_size
+    assert rows.shape == (2, 3, presented)
+    for epoch in rows.flatten(0, 1).tolist():
+        assert len(set(epoch)) == presented
+        assert set(epoch) <= set(range(num_rows))
+
+
+def test_the_rows_left_out_of_whole_batches_are_others_in_each_epoch():
+    rows = rows_of_epochs(data_problem(11, 3), num_epochs=40)[0]
+    assert rows.flatten().bincount(minlength=11).min() > 25  # of 40, 32.7 in expectation
+
+
+def test_the_order_is_fresh_in_every_epoch_and_replicate_and_the_same_every_time():
+    problem = data_problem(40, 4)
+    rows = rows_of_epochs(problem, range(3))
+    orders = {tuple(order) for order in rows.flatten(0, 1).tolist()}
+    assert len(orders) == 9
+    assert torch.equal(rows, rows_of_epochs(problem, range(3)))
+    assert not torch.equal(rows, rows_of_epochs(replace(problem, seed=6), range(3)))
+
+
+def test_the_order_of_a_replicate_does_not_depend_on_its_neighbours():
+    problem = data_problem(40, 4)
+    together = rows_of_epochs(problem, range(3))
+    for replicate in range(3):
+        assert torch.equal(rows_of_epochs(problem, [replicate])[0], together[replicate])
+
+
+def test_a_replicate_on_data_does_not_depend_on_its_neighbours():
+    problem = data_problem(12, 3)
+    together, alone = (Trainer(problem, replicates, compiled=False) for replicates in ([0, 1, 2], [1]))
+    together.train()
+    alone.train()
+    for name, value in alone.params.items():
+        torch.testing.assert_close(value[0], together.params[name][1])
+        assert not torch.equal(together.params[name][0], together.params[name][1])
+
+
+def test_training_takes_the_rows_of_its_epoch():
+    """Where every row is the same but one, only the step that presents that one differs."""
+    observations = torch.zeros(12)
+    observations[7] = 3.0
+    problem = data_problem(12, 3, draw_batch=lambda noise, rows: observations[rows], log_every=1)
+    plain = replace(problem, draw_batch=lambda noise, rows: torch.zeros(3))
+    turn = (rows_of_epochs(problem)[0, 0] == 7).nonzero().item() // 3
+    left, right = (Trainer(which, [0], compiled=False) for which in (problem, plain))
+    assert left.block == 1
+    same = []
+    for _ in range(4):
+        left.train_block()
+        right.train_block()
+        same.append(all(torch.equal(left.params[name], right.params[name]) for name in left.params))
+    assert same == [True] * turn + [False] * (4 - turn)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size must be at most the 12 data, got 13"):
+        Trainer(data_problem(12, 13, log_every=1), [0])
+
+
+def test_without_epochs_there_are_no_rows():
+    assert Trainer(gmm.problem(small("ww")), range(2), compiled=False)._rows(5).shape == (2, 5, 0)
+
+
+def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(tmp_path):
+    problem = data_problem(12, 2, log_every=2)  # six steps an epoch
+    whole = Trainer(problem, range(2), compiled=False)
+    curves = whole.train()
+
+    first = Trainer(problem, range(2), compiled=False)
+    first.log()
+    while first.iteration < 16:
+        first.train_block()
+        first.log()
+    first.save(tmp_path / "state", seconds=5.0)
+    second = Trainer(problem, range(2), compiled=False)
+    resumed = second.train(tmp_path / "state")
+    for name, value in curves.items():
+        np.testing.assert_array_equal(resumed[name], value)
+    for name, value in whole.params.items():
+        assert torch.equal(second.params[name], value)
+
+
+# -- learning rates that change ------------------------------------------------------------------------
+
+
+def test_the_learning_rate_may_be_a_function_of_the_iteration():
+    """Steps of Adam are proportional to the rate: none before iteration 3, a tenth from 6 on."""
+
+    def rate(iteration):
+        assert iteration.dtype == torch.float64
+        return torch.where(iteration < 3, 0.0, torch.where(iteration < 6, 1e-2, 1e-3))
+
+    trainer = Trainer(data_problem(12, 3, learning_rate=rate, log_every=1), [0], compiled=False)
+    values = []
+    for _ in range(10):
+        values.append(trainer.params["parts.q.offset"].item())
+        trainer.train_block()
+    steps = np.abs(np.diff(values))
+    assert (steps[:3] == 0).all()
+    assert (steps[3:6] > 2e-3).all()
+    assert (steps[6:] < 1.1e-3).all()
+    assert (steps[6:] > 0).all()
+
+
+def test_a_constant_function_is_as_good_as_a_number():
+    number, function = (
+        Trainer(data_problem(12, 3, learning_rate=rate), range(2), compiled=False)
+        for rate in (0.01, lambda iteration: torch.tensor(0.01, dtype=torch.float64))
+    )
+    number.train()
+    function.train()
+    for name, value in number.params.items():
+        torch.testing.assert_close(function.params[name], value, rtol=0, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python headers")
+def test_compiled_steps_take_rows_and_rates_as_eager_ones_do():
+    problem = data_problem(12, 3, learning_rate=lambda iteration: torch.where(iteration < 5, 1e-2, 1e-3))
+    eager, compiled = (Trainer(problem, range(2), compiled=compiled) for compiled in (False, True))
+    eager.train()
+    compiled.train()
+    for name, value in eager.params.items():
+        torch.testing.assert_close(compiled.params[name], value, rtol=0, atol=5e-4)
+
+
+# -- replicates as modules, and checkpoints of longer runs ---------------------------------------------
+
+
+def test_modules_are_a_copy_of_one_replicate():
+    trainer = trained(small("ww"))
+    before = {name: value.clone() for name, value in trainer.params.items()}
+    for index in range(3):
+        for name, value in trainer.modules(index).named_parameters():
+            assert torch.equal(value, trainer.params[f"parts.{name}"][index])
+            with torch.no_grad():
+                value.zero_()
+    for name, value in before.items():
+        assert torch.equal(trainer.params[name], value)
+
+
+def test_modules_give_the_densities_of_the_mapped_ones():
+    trainer = trained(small("ww"))
+    x = torch.linspace(0, 190, 7)
+    together = trainer.map_modules(lambda p, q: {"log_probs": q.log_probs(x)})["log_probs"]
+    alone = torch.stack([trainer.modules(index)["q"].log_probs(x) for index in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_a_checkpoint_beyond_the_end_is_not_read(tmp_path):
+    path, long = tmp_path / "state", data_problem(12, 3)
+    Trainer(long, [0], compiled=False).train(path)
+    content = path.read_bytes()
+
+    short = Trainer(replace(long, num_iterations=20), [0], compiled=False)
+    start = {name: value.clone() for name, value in short.params.items()}
+    assert not short.load(path)
+    assert (short.iteration, short.seconds, short.curves) == (0, 0.0, {})
+    for name, value in start.items():
+        assert torch.equal(short.params[name], value)
+
+    curves = short.train(path)
+    fresh = Trainer(short.problem, [0], compiled=False)
+    for name, value in fresh.train().items():
+        np.testing.assert_array_equal(curves[name], value)
+    for name, value in fresh.params.items():
+        assert torch.equal(short.params[name], value)
+    assert path.read_bytes() == content  # the longer run keeps it
+    assert [found.name for found in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_checkpoint_at_the_end_is_read_and_nothing_more_is_trained(tmp_path):
+    path, problem = tmp_path / "state", data_problem(12, 3)
+    first = Trainer(problem, [0], compiled=False)
+    curves = first.train(path)
+    second = Trainer(problem, [0], compiled=False)
+    for name, value in second.train(path).items():
+        np.testing.assert_array_equal(curves[name], value)
+    for name, value in first.params.items():
+        assert torch.equal(second.params[name], value)
+    assert second.iteration == problem.num_iterations

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from rwslib import records
 from rwslib.experiments import air, gmm, vae
@@ -14,7 +16,7 @@ from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer, single_thread
 
-__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "run", "stored"]
+__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "modules", "run", "stored"]
 
 CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
 
@@ -26,6 +28,20 @@ def stored(
 ) -> RunRecord | None:
     """The record of a run if there is one; never trains."""
     return records.find(records.plain(config), results_dir)
+
+
+def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
+    """The trained p and q of one replicate of a continuous model's record, computing in float32.
+
+    Raises:
+        FileNotFoundError: the record was published without its weights.
+    """
+    arrays, parts = record.weights(), vae.build()
+    for name, part in parts.items():
+        part.load_state_dict(
+            {k: torch.from_numpy(arrays[f"{name}.{k}"][replicate]) for k in part.state_dict()}
+        )
+    return parts
 
 
 def run(
