@@ -11,7 +11,7 @@ from rwslib.estimators import normalized_weights
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
 from rwslib.methods import METHODS
-from rwslib.models.air import MAX_OBJECTS, GenerativeModel, InferenceNetwork, boxes
+from rwslib.models.air import MAX_OBJECTS, MIN_SD, GenerativeModel, InferenceNetwork, boxes
 from rwslib.noise import Noise
 from rwslib.training import Optimizer, Problem, Trainer, adam, largest_divisor, rmsprop
 
@@ -40,6 +40,8 @@ class AIRConfig:
         eval_scenes: test scenes of those (evenly spaced); the counts are judged on all test scenes.
         seed: of everything random.
         warmup_iterations: so long q's presence does not depend on the image and p(n) stays as it is.
+        presence_logit: where q's logit of one more object starts.
+        shift_sd: standard deviation of q's shift logits at the start; 0.06 is the authors'.
         scale_prior: mean and standard deviation of the prior on the scale logits; q starts at the mean.
         background: logit of an empty pixel at the start.
         learn_count: learn p(n), which starts as a geometric distribution with success 0.1.
@@ -61,6 +63,8 @@ class AIRConfig:
     eval_scenes: int = 1000
     seed: int = 1
     warmup_iterations: int = 1000
+    presence_logit: float = 1.0
+    shift_sd: float = 0.5
     scale_prior: tuple[float, float] = (-0.4, 0.1)
     background: float = -5.0
     learn_count: bool = True
@@ -81,6 +85,8 @@ class AIRConfig:
         require_int("eval_particles", self.eval_particles, 1)
         require_int("eval_scenes", self.eval_scenes, 1)
         require_int("warmup_iterations", self.warmup_iterations, 0)
+        require_number("presence_logit", self.presence_logit, -20, 20)
+        require_number("shift_sd", self.shift_sd, MIN_SD)
         pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
         require(pair, "scale_prior", "a pair (mean, standard deviation)", self.scale_prior)
         require_number("scale_prior", self.scale_prior[0], -math.inf)
@@ -122,7 +128,8 @@ def build(config: AIRConfig) -> dict[str, nn.Module]:
     p = GenerativeModel(
         learn_count=config.learn_count, scale_prior=config.scale_prior, background=config.background
     )
-    modules = {"p": p, "q": InferenceNetwork(scale_bias=config.scale_prior[0])}
+    q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit)
+    modules = {"p": p, "q": q}
     return modules | ({"control_variate": Baseline()} if config.method == "nvil" else {})
 
 
@@ -245,7 +252,7 @@ def final_metrics(
     """What a trained replicate is judged by; standard errors are over test scenes."""
     some = slice(None, None, max(1, len(x) // config.eval_scenes))
     estimates = importance_estimates(
-        p, q, x[some], config.eval_particles, noise, rows_at_once=4000 if x.device.type == "cpu" else 50_000
+        p, q, x[some], config.eval_particles, noise, rows_at_once=1000 if x.device.type == "cpu" else 50_000
     )
     metrics = {}
     for name, value in estimates.items():

@@ -23,6 +23,7 @@ MAX_OBJECTS = 3
 WHAT_SIZE = 50
 WHERE_SIZE = 4  # logits of the scales (x, y), then of the shifts (x, y)
 MIN_SCALE = 1e-4
+MIN_SD = 1e-2  # of q's normal distributions
 
 
 class Latents(NamedTuple):
@@ -79,14 +80,13 @@ def boxes(where: Tensor, size: int = CANVAS) -> Tensor:
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """ELU network, linear at the end; truncated normal weights of sd ``1/sqrt(fan_in)``, zero biases."""
-    modules = []
-    for a, b in pairwise(sizes):
-        layer = nn.Linear(a, b)
-        nn.init.trunc_normal_(layer.weight, std=a**-0.5, a=-2 * a**-0.5, b=2 * a**-0.5)
-        nn.init.zeros_(layer.bias)
-        modules += [layer, nn.ELU()]
-    return nn.Sequential(*modules[:-1])
+    """ELU network, linear at the end, from PyTorch's own start.
+
+    The authors' larger start (sd ``1/sqrt(fan_in)``) scatters q's first boxes over the canvas, one place
+    an image; WW, which has no path derivative, hardly moves them from there.
+    """
+    layers = [module for a, b in pairwise(sizes) for module in (nn.Linear(a, b), nn.ELU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def _present(count: Tensor) -> Tensor:
@@ -190,11 +190,18 @@ class InferenceNetwork(nn.Module):
     r"""The recurrent :math:`q_\phi(z | x)`: presence, where and what, one object after the other.
 
     Args:
-        scale_bias: where q's scale logits start; presence_logit: where the logit of "one more object"
-            starts, whatever the image.
+        scale_bias: where q's scale logits start.
+        shift_sd: standard deviation of q's shift logits at the start; how far it looks around for digits.
+        presence_logit: where the logit of "one more object" starts, whatever the image.
     """
 
-    def __init__(self, scale_bias: float = -0.4, presence_logit: float = 0.0, hidden: int = 256):
+    def __init__(
+        self,
+        scale_bias: float = -0.4,
+        shift_sd: float = 0.5,
+        presence_logit: float = 1.0,
+        hidden: int = 256,
+    ):
         super().__init__()
         self.encoder = nn.Sequential(mlp([CANVAS**2, hidden, hidden]), nn.ELU())
         self.start = nn.Parameter(torch.zeros(hidden))
@@ -207,8 +214,9 @@ class InferenceNetwork(nn.Module):
         with torch.no_grad():
             self.presence[-1].weight.zero_()
             self.presence[-1].bias.fill_(presence_logit)
-            self.where[-1].bias[:2] = scale_bias
-            self.where[-1].bias[WHERE_SIZE:] = -3.0
+            self.what[-1].bias.zero_()
+            self.where[-1].bias.copy_(torch.tensor([scale_bias, scale_bias, 0.0, 0.0, *4 * [-3.0]]))
+            self.where[-1].bias[-2:] = math.log(math.expm1(shift_sd - MIN_SD))
 
     def _walk(self, x: Tensor, num_particles: int, choose_presence: Callable, choose: Callable):
         """Go through the steps; a row is a flat index into ``[K, B]``.
@@ -256,7 +264,7 @@ class InferenceNetwork(nn.Module):
     @staticmethod
     def _choose(choose: Callable, kind: str, step: int, rows: Tensor, moments: Tensor):
         mean, raw = moments.chunk(2, dim=-1)
-        log_sd = (F.softplus(raw) + 1e-2).log()
+        log_sd = (F.softplus(raw) + MIN_SD).log()
         value = choose(kind, step, rows, mean, log_sd)
         return value, normal_log_prob(value, mean, log_sd)
 
