@@ -17,8 +17,8 @@ from rwslib.training import Optimizer, Problem, Trainer, adam, largest_divisor, 
 
 AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
-CURVE_SCENES = 300
-CURVE_PARTICLES = 20  # of the test curve, the same for every K so that runs compare
+CURVE_SCENES = 200
+CURVE_PARTICLES = 10  # of the test curve, the same for every K so that runs compare
 WEIGHTED_PARTICLES = 100  # of the importance-weighted count
 
 
@@ -30,7 +30,7 @@ class AIRConfig:
         method: a name in ``AIR_METHODS``.
         num_particles: K.
         dataset: where the scenes' digits come from, "mnist" or "digits".
-        num_iterations: optimiser steps; metrics are logged about 100 times.
+        num_iterations: optimiser steps; metrics are logged about 100 times, at most every 100 steps.
         num_runs: replicates, trained one after the other in one program, independent of each other.
         batch_size: scenes in a step.
         optimizer: "adam", or "rmsprop" as in the authors' code.
@@ -165,7 +165,8 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
                 )
             }
             metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
-            sampled = q_counts(q, _evenly(x_test, CURVE_SCENES), noise)[0]
+            with torch.no_grad():
+                sampled = q.sample(_evenly(x_test, CURVE_SCENES), 1, noise)[0].count[0]
             accuracy = (sampled == _evenly(counts, CURVE_SCENES)).float().mean()
             found.append({**metrics, "count_accuracy": accuracy, "count_probs": p.log_count().exp()})
         return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
@@ -185,7 +186,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         evaluate=evaluate,
         num_particles=config.num_particles,
         num_iterations=config.num_iterations,
-        log_every=largest_divisor(config.num_iterations, max(1, config.num_iterations // 100)),
+        log_every=largest_divisor(config.num_iterations, max(100, config.num_iterations // 100)),
         learning_rate=lambda iteration: config.learning_rate / 3 ** (iteration >= decays).sum(),
         seed=config.seed,
         epoch=(len(train), config.batch_size),
