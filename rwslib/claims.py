@@ -5,7 +5,7 @@ where there are only a few), or a logarithm of a ratio.  A claim whose methods o
 not run is "not run".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -22,6 +22,8 @@ Effects = dict[str, tuple[float, float, float]]  # value, lower and upper end, b
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
 LARGE_K = 128  # up to which the paper sees IWAE's model improve
+BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
+USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number
 
 
 @dataclass(frozen=True)
@@ -238,59 +240,38 @@ def vae_claims(runs: Runs) -> dict[str, Claim]:
     )
     noise = _pooled_means({cell: _log_curve_noise(record) for cell, record in runs.items()})
 
-    def particles(*methods: str) -> list[int]:
-        """Numbers of particles with which all of these methods were run."""
-        return sorted(set.intersection(*({K for m, K in runs if m == method} for method in methods)))
-
-    def gains(method: str) -> dict[tuple[int, int], np.ndarray]:
-        return {
-            (a, b): log_marginal[method, b] - log_marginal[method, a] for a, b in pairwise(particles(method))
-        }
-
-    def improves(method: str) -> Effects:
-        return {
-            f"{_title(method)}, K {a} to {b}": _effect(gain)
-            for (a, b), gain in gains(method).items()
-            if b <= LARGE_K
-        }
-
     def levels_off() -> Effects:
-        before = [gain for (_, b), gain in gains("iwae").items() if b == LARGE_K]
+        gains = _gains(log_marginal, "iwae")
+        before = [gain for (_, b), gain in gains.items() if b == LARGE_K]
         return {
             f"gain up to K {LARGE_K} above that from {a} to {b}": _effect(before[0] - gain)
-            for (a, b), gain in gains("iwae").items()
+            for (a, b), gain in gains.items()
             if before and a >= LARGE_K
         }
 
     def per_doubling(method: str, sign: int) -> Effects:
-        Ks = particles(method)
+        Ks = _particles(kl, method)
         if len(Ks) < 2:
             return {}
         slope = np.polyfit(np.log2(Ks), np.stack([kl[method, K] for K in Ks]), 1)[0]
         return {f"{_title(method)}, nats per doubling of K": _effect(sign * slope)}
 
-    def above(label: str, means: Mapping[Cell, np.ndarray], a: str, b: str, margin: float = 0) -> Effects:
-        return {
-            f"{label}: {_title(a)} above {_title(b)}, K {K}": _effect(means[a, K] - means[b, K] + margin)
-            for K in particles(a, b)
-        }
-
     def as_quiet() -> Effects:
         return {
             f"within a factor of two, K {K}": _effect(np.log(2) - abs(noise["ww", K] - noise["iwae", K]))
-            for K in particles("iwae", "ww")
+            for K in _particles(noise, "iwae", "ww")
             if np.isfinite(noise["ww", K][0] - noise["iwae", K][0])
         }
 
     effects = {
         "VAE-1": (
             f"WW and IWAE learn a better model with more particles, up to {LARGE_K}",
-            improves("iwae") | improves("ww"),
+            _improves(log_marginal, "iwae", LARGE_K) | _improves(log_marginal, "ww", LARGE_K),
         ),
         "VAE-2": (f"IWAE's model hardly improves beyond {LARGE_K} particles", levels_off()),
         "VAE-3": (
             "WW's inference network is closer to the posterior than IWAE's",
-            above("KL", kl, "iwae", "ww"),
+            _above("KL", kl, "iwae", "ww"),
         ),
         "VAE-4": (
             "IWAE's inference network gets worse with more particles, WW's does not",
@@ -298,15 +279,95 @@ def vae_claims(runs: Runs) -> dict[str, Claim]:
         ),
         "VAE-5": (
             "WW has at least as many active units as IWAE",
-            above("units, half a unit granted", units, "ww", "iwae", 0.5),
+            _above("units, half a unit granted", units, "ww", "iwae", 0.5),
         ),
         "VAE-6": ("WW's learning curves are as quiet as IWAE's", as_quiet()),
         "VAE-7": (
             "mixing sleep into WW helps on this model",
-            above("log evidence", log_marginal, "wws", "ww") | above("KL", kl, "ww", "wws"),
+            _above("log evidence", log_marginal, "wws", "ww") | _above("KL", kl, "ww", "wws"),
         ),
     }
     return {name: Claim(says, found) for name, (says, found) in effects.items()}
+
+
+def air_claims(runs: Runs) -> dict[str, Claim]:
+    """Claims AIR-1 to AIR-7, on attend, infer, repeat (section 4.1).
+
+    Args:
+        runs: records of WW, VIMCO and, for AIR-7, of the ablation ``vimco_air2018``; a claim is judged on
+            the cells that are there.
+    """
+    log_marginal, kl, accuracy = (
+        _pooled_means({cell: record.metrics[metric] for cell, record in runs.items()})
+        for metric in ("log_marginal", "kl_q_p", "count_accuracy_sample")
+    )
+    noise = _pooled_means({cell: _log_curve_noise(record) for cell, record in runs.items()})
+    last = max(_particles(runs, "vimco"), default=0)
+
+    def turns_down() -> Effects:
+        return {
+            f"VIMCO, K {b} below {a}": _effect(-gain)
+            for (a, b), gain in _gains(log_marginal, "vimco").items()
+            if a >= BEST_K
+        }
+
+    def unusable() -> Effects:
+        gains = _gains(kl, "vimco")
+        if not gains:
+            return {}
+        return {
+            f"KL of VIMCO, K {last} above {min(gains)[0]}": _effect(sum(gains.values())),
+            f"count accuracy of VIMCO below {USABLE}, K {last}": _effect(USABLE - accuracy["vimco", last]),
+        }
+
+    effects = {
+        "AIR-1": ("WW learns a better model with every step in particles", _improves(log_marginal, "ww")),
+        "AIR-2": (
+            f"VIMCO's model improves up to {BEST_K} particles and gets worse beyond",
+            _improves(log_marginal, "vimco", BEST_K) | turns_down() if turns_down() else {},
+        ),
+        "AIR-3": (
+            "VIMCO's learning curves are noisier than WW's",
+            _above("log noise", noise, "vimco", "ww"),
+        ),
+        "AIR-4": (
+            "WW's inference network is closer to the posterior than VIMCO's",
+            _above("KL", kl, "vimco", "ww"),
+        ),
+        "AIR-5": ("VIMCO's inference network is unusable at the largest number of particles", unusable()),
+        "AIR-6": ("with a Gaussian likelihood samples of the model do not resemble the data", {}),
+        "AIR-7": (
+            "ours: VIMCO learns a better model than the variant in the authors' code",
+            _above("log evidence", log_marginal, "vimco", "vimco_air2018"),
+        ),
+    }
+    return {name: Claim(says, found) for name, (says, found) in effects.items()}
+
+
+def _particles(cells: Iterable[Cell], *methods: str) -> list[int]:
+    """Numbers of particles with which all of these methods were run."""
+    return sorted(set.intersection(*({K for m, K in cells if m == method} for method in methods)))
+
+
+def _gains(means: Mapping[Cell, np.ndarray], method: str) -> dict[tuple[int, int], np.ndarray]:
+    """Bootstrap means of what each step in particles adds."""
+    steps = pairwise(_particles(means, method))
+    return {(a, b): means[method, b] - means[method, a] for a, b in steps}
+
+
+def _improves(means: Mapping[Cell, np.ndarray], method: str, up_to: float = np.inf) -> Effects:
+    return {
+        f"{_title(method)}, K {a} to {b}": _effect(gain)
+        for (a, b), gain in _gains(means, method).items()
+        if b <= up_to
+    }
+
+
+def _above(label: str, means: Mapping[Cell, np.ndarray], a: str, b: str, margin: float = 0) -> Effects:
+    return {
+        f"{label}: {_title(a)} above {_title(b)}, K {K}": _effect(means[a, K] - means[b, K] + margin)
+        for K in _particles(means, a, b)
+    }
 
 
 def _pooled_means(cells: Mapping[Cell, np.ndarray], num_resamples: int = 2000) -> dict[Cell, np.ndarray]:

@@ -31,16 +31,17 @@ def stored(
 
 
 def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
-    """The trained p and q of one replicate of a continuous model's record, computing in float32.
+    """The trained networks of one replicate of a record of ``vae`` or ``air``, computing in float32.
 
     Raises:
         FileNotFoundError: the record was published without its weights.
     """
-    arrays, parts = record.weights(), vae.build()
-    for name, part in parts.items():
-        part.load_state_dict(
-            {k: torch.from_numpy(arrays[f"{name}.{k}"][replicate]) for k in part.state_dict()}
-        )
+    arrays = record.weights()
+    parts = vae.build() if record.config["experiment"] == "vae" else air.build(AIRConfig(**record.config))
+    with torch.no_grad():
+        for name, part in parts.items():
+            for key, value in part.named_parameters():
+                value.copy_(torch.from_numpy(arrays[f"{name}.{key}"][replicate]))
     return parts
 
 
