@@ -368,13 +368,43 @@ class Trainer:
             grads = over_replicates(replicate_gradients)(
                 params, uniform[:, step], normal[:, step], rows[:, step]
             )
-            for start, end in problem.hold.items():
-                free = (iteration + step >= end).float()
-                grads |= {k: g * free for k, g in grads.items() if k.startswith(f"parts.{start}")}
             rate = problem.learning_rate
             rate = rate(iteration + step) if callable(rate) else rate
-            params, moments = self._update(params, grads, moments, iteration + step + 1, rate)
+            params, moments = self._step(params, grads, moments, iteration + step, rate)
         return params, moments
+
+    def _step(
+        self,
+        params: Tensors,
+        grads: Tensors,
+        moments: tuple[Tensors, Tensors],
+        iteration: Tensor,
+        learning_rate: float | Tensor,
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """One optimiser step; parameters on hold stay, and their optimiser starts when they are free."""
+        if not self.problem.hold:
+            return self._update(params, grads, moments, iteration + 1, learning_rate)
+        ends = {
+            name: max(
+                (end for start, end in self.problem.hold.items() if name.startswith(f"parts.{start}")),
+                default=0,
+            )
+            for name in params
+        }
+        stepped: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+        for end in sorted(set(ends.values())):
+            before = [
+                {name: part[name] for name in params if ends[name] == end} for part in (params, *moments)
+            ]
+            own_grads = {name: grads[name] for name in before[0]}
+            own_step = (iteration + 1 - end).clamp_min(1)
+            value, moved = self._update(before[0], own_grads, tuple(before[1:]), own_step, learning_rate)
+            free = iteration >= end
+            for result, old, new in zip(stepped, before, (value, *moved), strict=True):
+                result |= {
+                    name: torch.where(free, new[name], old[name]) if end else new[name] for name in new
+                }
+        return stepped[0], stepped[1:]
 
     def train_block(self) -> None:
         """Train ``block`` iterations, without logging."""

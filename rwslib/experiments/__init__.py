@@ -1,6 +1,7 @@
 """What a run of each experiment is, and the one call that loads a run's record or trains it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ _PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem, "air": air.problem}
 
 
 def stored(
-    config: GMMConfig | VAEConfig | AIRConfig, results_dir: str | Path | None = None
+    config: GMMConfig | VAEConfig | AIRConfig,
+    results_dir: str | Path | None = None,
+    fewer_runs: bool = False,
 ) -> RunRecord | None:
-    """The record of a run if there is one; never trains."""
-    return records.find(records.plain(config), results_dir)
+    """The record of a run if there is one; never trains.
+
+    Args:
+        fewer_runs: take the record with the most replicates, up to ``config.num_runs``.
+    """
+    counts = range(config.num_runs, 0, -1) if fewer_runs else [config.num_runs]
+    found = (records.find(records.plain(replace(config, num_runs=count)), results_dir) for count in counts)
+    return next(filter(None, found), None)
 
 
 def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
