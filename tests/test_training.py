@@ -403,3 +403,22 @@ def test_a_checkpoint_at_the_end_is_read_and_nothing_more_is_trained(tmp_path):
     for name, value in first.params.items():
         assert torch.equal(second.params[name], value)
     assert second.iteration == problem.num_iterations
+
+
+# -- parameters on hold --------------------------------------------------------------------------------
+
+
+def test_a_parameter_on_hold_stays_and_then_starts_as_if_training_began():
+    held = Trainer(data_problem(12, 3, hold={"p.": 8}, log_every=1), range(2), compiled=False)
+    on_hold = {name for name in held.params if name.startswith("parts.p.")}
+    assert on_hold
+    assert held.block == 1
+    while held.iteration < 12:
+        before = {name: value.clone() for name, value in held.params.items()}
+        held.train_block()
+        changed = {name for name, value in held.params.items() if not torch.equal(value, before[name])}
+        assert changed == set(held.params) - (on_hold if held.iteration <= 8 else set())
+        if held.iteration == 9:  # Adam's first step has the size of the learning rate, whatever the gradient
+            for name in on_hold:
+                step = (held.params[name] - before[name]).abs()
+                torch.testing.assert_close(step, torch.full_like(step, 0.01), rtol=1e-3, atol=0)
