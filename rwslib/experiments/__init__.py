@@ -50,7 +50,7 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
     with torch.no_grad():
         for name, part in parts.items():
             for key, value in part.named_parameters():
-                value.copy_(torch.from_numpy(arrays[f"{name}.{key}"][replicate]))
+                value.copy_(torch.as_tensor(arrays[f"{name}.{key}"][replicate]))
     return parts
 
 

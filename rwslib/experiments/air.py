@@ -58,7 +58,7 @@ class AIRConfig:
     batch_size: int = 64
     optimizer: str = "adam"
     learning_rate: float = 5e-4
-    decay_at: tuple[float, ...] = (0.5, 0.8)
+    decay_at: tuple[float, ...] = (0.7, 0.9)
     eval_particles: int = 5000
     eval_scenes: int = 1000
     seed: int = 1
