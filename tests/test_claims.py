@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rwslib.claims import claims_table, gmm_claims, vae_claims
+from rwslib.claims import air_claims, claims_table, gmm_claims, vae_claims
 from rwslib.records import RunRecord
 
 METHODS = ("concrete", "relax", "reinforce", "vimco", "ws", "ww", "dww")
@@ -148,3 +148,52 @@ def test_single_replicates_borrow_their_spread_and_are_not_judged_without_any():
     claim = vae_claims(runs)["VAE-1"]
     assert claim.verdict == "mixed"
     assert claim.effects["WW, K 8 to 16"] == (8, -np.inf, np.inf)
+
+
+def air_record(log_marginal, kl=3.0, accuracy=0.99, noise=0.01, num_runs=2):
+    """Replicates around the given values; a curve that rises with noise on it."""
+    record = vae_record(log_marginal, kl, noise=noise, num_runs=num_runs)
+    record.metrics["count_accuracy_sample"] = accuracy + 0.001 * np.array([-1.0, 1.0])[:num_runs]
+    return record
+
+
+def air_as_the_paper_says():
+    """Runs of a world in which every claim about scenes that was run is true."""
+    runs = {("vimco_air2018", 5): air_record(-130)}
+    for i, (K, best) in enumerate([(5, -120), (10, -118), (20, -119), (40, -121)]):
+        runs["ww", K] = air_record(-120 + i, kl=5 - i)
+        runs["vimco", K] = air_record(best, kl=10 + 20 * i, accuracy=0.99 - 0.1 * i, noise=0.1)
+    return runs
+
+
+def test_all_claims_about_scenes_hold_where_they_are_true():
+    claims = air_claims(air_as_the_paper_says())
+    assert list(claims) == [f"AIR-{i}" for i in range(1, 8)]
+    holds = {name: "not run" if name == "AIR-6" else "holds" for name in claims}
+    assert {name: claim.verdict for name, claim in claims.items()} == holds
+
+
+@pytest.mark.parametrize(
+    ("changes", "broken"),
+    [
+        ({("ww", 20): air_record(-120, kl=3)}, {"AIR-1"}),
+        ({("vimco", 40): air_record(-110, kl=70, accuracy=0.69, noise=0.1)}, {"AIR-2"}),
+        ({("vimco", 10): air_record(-121, kl=30, accuracy=0.89, noise=0.1)}, {"AIR-2"}),
+        ({("ww", 10): air_record(-119, kl=4, noise=0.4)}, {"AIR-3"}),
+        ({("ww", 10): air_record(-119, kl=40)}, {"AIR-4"}),
+        ({("vimco", 40): air_record(-121, kl=70, accuracy=0.95, noise=0.1)}, {"AIR-5"}),
+        ({("vimco_air2018", 5): air_record(-110)}, {"AIR-7"}),
+    ],
+)
+def test_a_claim_about_scenes_breaks_where_it_is_false(changes, broken):
+    claims = air_claims(air_as_the_paper_says() | changes)
+    held = {name for name, claim in claims.items() if claim.verdict == "holds"}
+    assert held == set(claims) - broken - {"AIR-6"}
+
+
+def test_the_scenes_are_judged_on_what_was_run():
+    runs = {cell: record for cell, record in air_as_the_paper_says().items() if cell[1] < 20}
+    verdicts = {name: claim.verdict for name, claim in air_claims(runs).items()}
+    assert verdicts["AIR-1"] == "holds"
+    assert verdicts["AIR-2"] == "not run"
+    assert {claim.verdict for claim in air_claims({}).values()} == {"not run"}
