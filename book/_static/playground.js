@@ -368,7 +368,7 @@ const Playground = (() => {
     const labels = {
       method: "Method", K: "Particles K", delta: "δ = ", start: "Start", rate: "Learning rate", speed: "Speed", seed: "Seed",
     };
-    const deltaValue = element("output", {}, "0.20"), fields = {};
+    const deltaValue = element("span", {}, "0.20"), fields = {};
     for (const [name, text] of Object.entries(labels)) {
       fields[name] = element("label", {}, element("span", {}, text, ...(name === "delta" ? [deltaValue] : [])), controls[name]);
     }
