@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -242,57 +244,85 @@ def test_the_playground_asks_no_other_host():
         assert not re.search(r"https?:|//\w+\.\w|fetch\(|XMLHttp|import\(|@import", text)
 
 
+class Host(BaseHTTPRequestHandler):
+    """Serves one page and the static files; `/wait` answers after the page has asked for `/done`.
+
+    An image at `/wait` keeps the page loading, so that headless Chromium writes it out when it is done.
+    """
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/" or self.path.startswith("/_static/") else 204)
+        content = b""
+        if self.path == "/":
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            content = self.server.page.encode()
+        elif self.path.startswith("/_static/"):
+            kind = {".js": "text/javascript", ".css": "text/css"}[Path(self.path).suffix]
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            content = (STATIC / Path(self.path).name).read_bytes()
+        elif self.path == "/done":
+            self.server.done.set()
+        elif self.path == "/wait":
+            self.server.done.wait(60)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+SCRIPT = """
+const state = () => [...document.querySelectorAll("dd")].map((node) => node.textContent).join(" | ");
+const [method, , , , speed] = document.querySelectorAll("select"), { dataset } = document.body;
+const button = document.querySelector("button"), inputs = [...document.querySelectorAll("select, input")];
+dataset.unlabelled = inputs.filter((node) => !node.labels.length).length;
+setTimeout(() => {
+  dataset.before = state();
+  speed.value = "5";
+  button.click();
+}, 300);
+const timer = setInterval(() => {
+  const steps = parseInt(state());
+  if (steps >= 10 && method.value === "ww") {
+    method.value = "dww";
+    method.dispatchEvent(new Event("change"));
+  } else if (steps >= 20) {
+    clearInterval(timer);
+    button.click();
+    dataset.after = state();
+    setTimeout(() => { dataset.later = state(); new Image().src = "/done"; }, 300);
+  }
+}, 50);
+"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: there is no `chromium` on the PATH")
 @pytest.mark.parametrize("reduced_motion", [False, True])
 def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
     """The page's own markup: nothing moves before *Play*, numbers do after it, and nothing goes wrong."""
-    page = (ROOT / "book/playground.md").read_text()
-    (markup,) = re.findall(r"```\{raw\} html\n(.*?)```", page, re.DOTALL)
-    markup = markup.replace("../_static", STATIC.as_uri())
-    script = """
-      const state = () => [...document.querySelectorAll("dd")].map((node) => node.textContent).join(" | ");
-      const [method, , , , speed] = document.querySelectorAll("select");
-      const button = document.querySelector("button");
-      const inputs = [...document.querySelectorAll("select, input")];
-      setTimeout(() => {
-        document.body.dataset.before = state();
-        document.body.dataset.unlabelled = inputs.filter((node) => !node.labels.length).length;
-        speed.value = "5";
-        button.click();
-      }, 100);
-      const timer = setInterval(() => {
-        const steps = parseInt(state());
-        if (steps >= 10 && method.value === "ww") {
-          method.value = "dww";
-          method.dispatchEvent(new Event("change"));
-        }
-        if (steps >= 20) {
-          clearInterval(timer);
-          button.click();
-          document.body.dataset.after = state();
-        }
-      }, 50);
-    """
-    path = tmp_path / "page.html"
-    path.write_text(
-        f"<!doctype html><html><meta charset='utf-8'><body>{markup}<script>{script}</script></body></html>"
-    )
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    command += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", path.as_uri()]
+    source = (ROOT / "book/playground.md").read_text()
+    (markup,) = re.findall(r"```\{raw\} html\n(.*?)```", source, re.DOTALL)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.done = threading.Event()
+    body = markup.replace("../_static", "/_static") + f"<script>{SCRIPT}</script><img src='/wait' alt=''>"
+    server.page = f"<!doctype html><html><head><title>.</title></head><body>{body}</body></html>"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     command += ["--force-prefers-reduced-motion"] if reduced_motion else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    command += [f"http://127.0.0.1:{server.server_port}/"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    finally:
+        server.shutdown()
+        server.server_close()
     assert "CONSOLE" not in done.stderr, done.stderr
-    found = dict(re.findall(r'data-(before|after|unlabelled)="([^"]*)"', done.stdout))
+    found = dict(re.findall(r'data-(unlabelled|before|after|later)="([^"]*)"', done.stdout))
     assert found["unlabelled"] == "0"
     assert found["before"].startswith("0 | 0.694 | ")
     steps, prior, posterior, _ = found["after"].split(" | ")
     assert int(steps) >= 20
-    assert (prior, posterior) != tuple(found["before"].split(" | ")[1:3])
+    assert [prior, posterior] != found["before"].split(" | ")[1:3]
+    assert found["later"] == found["after"]
     status = re.search(r'role="status"[^>]*>([^<]*)', done.stdout)[1]
     assert status.startswith("Paused. δ-WW, K = 2, far start, step ")
