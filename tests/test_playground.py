@@ -288,9 +288,21 @@ const timer = setInterval(() => {
     method.dispatchEvent(new Event("change"));
   } else if (steps >= 20) {
     clearInterval(timer);
-    button.click();
-    dataset.after = state();
-    setTimeout(() => { dataset.later = state(); new Image().src = "/done"; }, 300);
+    const { step } = Playground.Run.prototype, root = document.querySelector(".playground");
+    let steps = 0;
+    Playground.Run.prototype.step = function (...settings) { steps++; return step.apply(this, settings); };
+    root.style.cssText = "position: fixed; top: 9999px";
+    setTimeout(() => { steps = 0; }, 300);
+    setTimeout(() => {
+      dataset.hidden = steps;
+      root.style.cssText = "";
+    }, 600);
+    setTimeout(() => {
+      dataset.shown = steps;
+      button.click();
+      dataset.after = state();
+    }, 900);
+    setTimeout(() => { dataset.later = state(); new Image().src = "/done"; }, 1200);
   }
 }, 50);
 """
@@ -299,7 +311,7 @@ const timer = setInterval(() => {
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: there is no `chromium` on the PATH")
 @pytest.mark.parametrize("reduced_motion", [False, True])
 def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
-    """The page's own markup: nothing moves before *Play*, numbers do after it, and nothing goes wrong."""
+    """The page's own markup: still before *Play* and off the screen, trains otherwise, no errors."""
     source = (ROOT / "book/playground.md").read_text()
     (markup,) = re.findall(r"```\{raw\} html\n(.*?)```", source, re.DOTALL)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
@@ -317,12 +329,13 @@ def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
         server.shutdown()
         server.server_close()
     assert "CONSOLE" not in done.stderr, done.stderr
-    found = dict(re.findall(r'data-(unlabelled|before|after|later)="([^"]*)"', done.stdout))
+    found = dict(re.findall(r'data-(unlabelled|before|hidden|shown|after|later)="([^"]*)"', done.stdout))
     assert found["unlabelled"] == "0"
     assert found["before"].startswith("0 | 0.694 | ")
     steps, prior, posterior, _ = found["after"].split(" | ")
     assert int(steps) >= 20
     assert [prior, posterior] != found["before"].split(" | ")[1:3]
+    assert found["hidden"] == "0" and int(found["shown"]) > 0, "trains off the screen, or not on it"
     assert found["later"] == found["after"]
     status = re.search(r'role="status"[^>]*>([^<]*)', done.stdout)[1]
     assert status.startswith("Paused. δ-WW, K = 2, far start, step ")
