@@ -1,0 +1,341 @@
+"""The playground computes what the library computes, and runs in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from rwslib import estimators, methods, plotting
+from rwslib.models.gmm import GMM, InferenceNetwork
+from rwslib.noise import Noise, Tape
+from rwslib.training import adam
+
+ROOT = Path(__file__).resolve().parent.parent
+STATIC = ROOT / "book/_static"
+NODE = shutil.which("node")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+METHODS = {
+    "ws": methods.wake_sleep,
+    "ww": methods.wake_wake,
+    "dww": methods.defensive_wake_wake,
+    "reinforce": methods.reinforce,
+    "vimco": methods.vimco,
+}
+ESTIMATORS = {
+    "wakeTheta": estimators.wake_theta_loss,
+    "wakePhi": estimators.wake_phi_loss,
+    "sleepPhi": lambda log_p, log_q: estimators.sleep_phi_loss(log_q),
+    "reinforce": estimators.reinforce_loss,
+    "vimco": estimators.vimco_loss,
+}
+PRELUDE = """
+const P = require(process.argv[1]);
+const input = JSON.parse(require("fs").readFileSync(0, "utf8"));
+function tape(values) {
+  let i = 0;
+  return () => { if (i === values.length) throw Error("no numbers are left"); return values[i++]; };
+}
+"""
+
+needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js: there is no `node` on the PATH")
+
+
+def javascript(body: str, **given: object) -> object:
+    """What a script prints, as JSON; it finds the playground in `P` and its arguments in `input`."""
+    command = [NODE, "-e", f"{PRELUDE}\nconsole.log(JSON.stringify((() => {{ {body} }})()))"]
+    command.append(str(STATIC / "playground.js"))
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def mixture(seed: int = 0) -> tuple[GMM, InferenceNetwork]:
+    """A mixture and a network away from their starts, so that q is neither flat nor saturated."""
+    torch.manual_seed(seed)
+    p, q = GMM("near").double(), InferenceNetwork().double()
+    with torch.no_grad():
+        p.theta.normal_()
+        q.layers[0].weight.mul_(0.05)
+        q.layers[1].weight.mul_(6)
+    return p, q
+
+
+def tape(num_particles: int, batch: int, seed: int = 1) -> Tape:
+    """More numbers than any method takes in one step."""
+    noise = Noise(seed)
+    count = 5 * num_particles * batch + 5 * batch
+    return Tape(noise.uniform(count).double(), noise.normal(count).double())
+
+
+def close(actual, expected, rtol=1e-8):
+    expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
+
+
+# -- the numbers -------------------------------------------------------------------------------------
+
+
+@needs_node
+def test_the_playgrounds_estimators_are_the_librarys(double):
+    generator = torch.Generator().manual_seed(0)
+    cases = []
+    for num_particles in (2, 5, 20):
+        for scale in (1.0, 30.0):  # 30: one particle takes all the weight
+            log_p, log_q = scale * torch.randn(2, num_particles, generator=generator)
+            cases.append((log_p.tolist(), log_q.tolist()))
+    results = javascript(
+        "return input.names.map((name) => input.cases.map(([p, q]) => P.estimators[name](p, q)))",
+        names=list(ESTIMATORS),
+        cases=cases,
+    )
+    for loss, per_case in zip(ESTIMATORS.values(), results, strict=True):
+        for case, result in zip(cases, per_case, strict=True):
+            log_p, log_q = (torch.tensor(values)[:, None].requires_grad_() for values in case)
+            expected = loss(log_p, log_q).sum()
+            grads = torch.autograd.grad(expected, (log_p, log_q), materialize_grads=True, allow_unused=True)
+            close(result["loss"], expected)
+            close(result["p"], grads[0][:, 0])
+            close(result["q"], grads[1][:, 0])
+
+
+@needs_node
+@pytest.mark.parametrize("num_particles", [2, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_playgrounds_gradients_are_autograds(double, name, num_particles):
+    """Same parameters, same observations, same random numbers: same particles, loss and gradients."""
+    p, q = mixture()
+    noise = tape(num_particles, batch=7)
+    x = GMM("true").double().sample(7, Noise(3))[1].detach().double()
+    loss = METHODS[name](p, q, x, num_particles, noise).mean()
+    theta, *phi = torch.autograd.grad(loss, [p.theta, *q.parameters()])
+    result = javascript(
+        """const noise = { uniform: tape(input.uniform), normal: tape(input.normal) };
+        const [theta, phi] = [input.theta, input.phi].map((values) => Float64Array.from(values));
+        const result = P.lossAndGradients(input.method, theta, phi, input.x, input.K, noise, 0.2);
+        return { loss: result.loss, theta: [...result.theta], phi: [...result.phi] };""",
+        method=name,
+        theta=p.theta.tolist(),
+        phi=parameters_to_vector(q.parameters()).tolist(),
+        x=x.tolist(),
+        K=num_particles,
+        uniform=noise.tapes["uniform"].tolist(),
+        normal=noise.tapes["normal"].tolist(),
+    )
+    close(result["loss"], loss)
+    close(result["theta"], theta)
+    close(result["phi"], parameters_to_vector(phi))
+
+
+@needs_node
+def test_a_playground_run_is_training_with_the_librarys_adam(double):
+    """Twenty steps of WW from the far start, the run's own random numbers handed to the library."""
+    result = javascript(
+        """const run = new P.Run(5, "far"), start = [...run.phi];
+        const noise = run.noise, used = { uniform: [], normal: [] };
+        run.noise = {};
+        for (const kind of ["uniform", "normal"]) {
+          run.noise[kind] = () => { const value = noise[kind](); used[kind].push(value); return value; };
+        }
+        const losses = Array.from({ length: 20 }, () => run.step("ww", 2, 0.2, 0.01));
+        return { start, used, losses, theta: [...run.theta], phi: [...run.phi], metrics: run.metrics() };"""
+    )
+    truth, p, q = GMM("true").double(), GMM("far").double(), InferenceNetwork().double()
+    vector_to_parameters(torch.tensor(result["start"]), q.parameters())
+    noise = Tape(*(torch.tensor(result["used"][kind]) for kind in ("uniform", "normal")))
+    params = {"theta": p.theta, **dict(q.named_parameters())}
+    moments = tuple({name: torch.zeros_like(value) for name, value in params.items()} for _ in range(2))
+    for step, expected in enumerate(result["losses"], start=1):
+        loss = methods.wake_wake(p, q, truth.sample(100, noise)[1].detach(), 2, noise).mean()
+        grads = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        with torch.no_grad():
+            new, moments = adam(params, grads, moments, torch.tensor(float(step)), 0.01)
+            for name, value in params.items():
+                value.copy_(new[name])
+    close(result["theta"], p.theta, rtol=1e-6)
+    close(result["phi"], parameters_to_vector(q.parameters()), rtol=1e-6)
+    error = (p.log_prior().exp() - truth.log_prior().exp()).norm().item()
+    assert result["metrics"]["prior"] == pytest.approx(error, rel=1e-6)
+
+
+@needs_node
+def test_the_playgrounds_posterior_and_errors_are_exact(double):
+    x = torch.tensor([-7.0, 0.0, 95.0, 133.3, 190.0])
+    result = javascript(
+        """const posteriors = input.x.map((x) => P.exactPosterior(P.TRUE_LOG_PRIOR, x));
+        const run = new P.Run(2, "far"), { posterior, prior, left } = run.metrics(input.x, posteriors);
+        const plain = posteriors.map((log) => [...log]);
+        return { posteriors: plain, phi: [...run.phi], posterior, prior, left };""",
+        x=x.tolist(),
+    )
+    truth, q = GMM("true").double(), InferenceNetwork().double()
+    vector_to_parameters(torch.tensor(result["phi"]), q.parameters())
+    log_joint = truth.log_joint(torch.arange(20)[:, None].expand(-1, len(x)), x).T
+    log_posterior = torch.log_softmax(log_joint, dim=-1)
+    close(result["posteriors"], log_posterior)
+    close(result["posterior"], (q.log_probs(x).exp() - log_posterior.exp()).norm(dim=-1).mean())
+    assert result["prior"] == pytest.approx(0.69392, abs=1e-5)
+    assert result["left"] == list(range(7))
+
+
+@needs_node
+def test_the_playgrounds_random_numbers_have_the_right_moments():
+    count = 40_000
+    draws = javascript(
+        """const seeds = [1, 1, 2].map((seed) => new P.Random(seed));
+        return seeds.map((r) => ({
+          uniform: Array.from({ length: input.count }, () => r.uniform()),
+          normal: Array.from({ length: input.count }, () => r.normal()),
+        }))""",
+        count=count,
+    )
+    assert draws[0] == draws[1]
+    for kind, mean, std, kurtosis in (("uniform", 0.5, 12**-0.5, 1.8), ("normal", 0, 1, 3)):
+        a, b = np.array(draws[0][kind]), np.array(draws[2][kind])
+        z = (a - mean) / std
+        for value, expected, spread in (
+            (z, 0, 1),
+            (z**2, 1, (kurtosis - 1) ** 0.5),
+            (z**3, 0, 15**0.5),
+            (z**4, kurtosis, 96**0.5),
+            (z[1:] * z[:-1], 0, 1),  # one after the other
+            (z * (b - mean) / std, 0, 1),  # one seed and the next
+        ):
+            assert abs(value.mean() - expected) < 5 * spread / count**0.5
+    uniform = np.array(draws[0]["uniform"])
+    assert uniform.min() > 0
+    assert uniform.max() < 1
+    counts = np.bincount((uniform * 100).astype(int), minlength=100)
+    assert ((counts - count / 100) ** 2 / (count / 100)).sum() < 99 + 5 * 198**0.5
+
+
+@needs_node
+def test_the_playground_has_the_books_names_and_colours():
+    table = javascript("return P.METHODS")
+    assert table.keys() == METHODS.keys()
+    for name, row in table.items():
+        style = plotting.method_style(name)
+        assert (row["title"], row["color"]) == (style["label"], style["color"])
+        assert bool(row["dash"]) == (style["linestyle"] == "--")
+        assert methods.METHODS[name].function is METHODS[name]
+
+
+# -- the page ----------------------------------------------------------------------------------------
+
+
+def test_the_playground_asks_no_other_host():
+    page = (ROOT / "book/playground.md").read_text()
+    for text in (page, (STATIC / "playground.js").read_text(), (STATIC / "playground.css").read_text()):
+        assert not re.search(r"https?:|//\w+\.\w|fetch\(|XMLHttp|import\(|@import", text)
+
+
+class Host(BaseHTTPRequestHandler):
+    """Serves one page and the static files; `/wait` answers after the page has asked for `/done`.
+
+    An image at `/wait` keeps the page loading, so that headless Chromium writes it out when it is done.
+    """
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/" or self.path.startswith("/_static/") else 204)
+        content = b""
+        if self.path == "/":
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            content = self.server.page.encode()
+        elif self.path.startswith("/_static/"):
+            kind = {".js": "text/javascript", ".css": "text/css"}[Path(self.path).suffix]
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            content = (STATIC / Path(self.path).name).read_bytes()
+        elif self.path == "/done":
+            self.server.done.set()
+        elif self.path == "/wait":
+            self.server.done.wait(60)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+SCRIPT = """
+const state = () => [...document.querySelectorAll("dd")].map((node) => node.textContent).join(" | ");
+const [method, , , , speed] = document.querySelectorAll("select"), { dataset } = document.body;
+const button = document.querySelector("button"), inputs = [...document.querySelectorAll("select, input")];
+dataset.unlabelled = inputs.filter((node) => !node.labels.length).length;
+setTimeout(() => {
+  dataset.before = state();
+  speed.value = "5";
+  button.click();
+}, 300);
+const timer = setInterval(() => {
+  const steps = parseInt(state());
+  if (steps >= 10 && method.value === "ww") {
+    method.value = "dww";
+    method.dispatchEvent(new Event("change"));
+  } else if (steps >= 20) {
+    clearInterval(timer);
+    const { step } = Playground.Run.prototype, root = document.querySelector(".playground");
+    let steps = 0;
+    Playground.Run.prototype.step = function (...settings) { steps++; return step.apply(this, settings); };
+    root.style.cssText = "position: fixed; top: 9999px";
+    setTimeout(() => { steps = 0; }, 300);
+    setTimeout(() => {
+      dataset.hidden = steps;
+      root.style.cssText = "";
+    }, 600);
+    setTimeout(() => {
+      dataset.shown = steps;
+      button.click();
+      dataset.after = state();
+    }, 900);
+    setTimeout(() => { dataset.later = state(); new Image().src = "/done"; }, 1200);
+  }
+}, 50);
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: there is no `chromium` on the PATH")
+@pytest.mark.parametrize("reduced_motion", [False, True])
+def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
+    """The page's own markup: still before *Play* and off the screen, trains otherwise, no errors."""
+    source = (ROOT / "book/playground.md").read_text()
+    (markup,) = re.findall(r"```\{raw\} html\n(.*?)```", source, re.DOTALL)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.done = threading.Event()
+    body = markup.replace("../_static", "/_static") + f"<script>{SCRIPT}</script><img src='/wait' alt=''>"
+    server.page = f"<!doctype html><html><head><title>.</title></head><body>{body}</body></html>"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command += ["--force-prefers-reduced-motion"] if reduced_motion else []
+    command += [f"http://127.0.0.1:{server.server_port}/"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = dict(re.findall(r'data-(unlabelled|before|hidden|shown|after|later)="([^"]*)"', done.stdout))
+    assert found["unlabelled"] == "0"
+    assert found["before"].startswith("0 | 0.694 | ")
+    steps, prior, posterior, _ = found["after"].split(" | ")
+    assert int(steps) >= 20
+    assert [prior, posterior] != found["before"].split(" | ")[1:3]
+    assert found["hidden"] == "0" and int(found["shown"]) > 0, "trains off the screen, or not on it"
+    assert found["later"] == found["after"]
+    status = re.search(r'role="status"[^>]*>([^<]*)', done.stdout)[1]
+    assert status.startswith("Paused. δ-WW, K = 2, far start, step ")
