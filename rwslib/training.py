@@ -473,7 +473,8 @@ class Trainer:
         """
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # cloned: from an unaligned address matrix products round otherwise
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
             iteration, seconds = int(metadata["iteration"]), float(metadata["seconds"])
             if iteration > self.problem.num_iterations:
