@@ -324,8 +324,8 @@ def test_particles_are_made_of_their_noise(count):
     _, q, x = networks()
     noise = Noise(5)
     where_noise, what_noise = (noise.normal(3, K * B, size).double() for size in (4, 50))
-    middle = torch.full((3, K * B), 0.5, dtype=torch.float64)
-    for uniform in (middle, (torch.arange(3) >= count).double()[:, None].expand(3, K * B)):
+    mixed = Noise(count).uniform(3, K * B).double()  # some rows go on while others have ended
+    for uniform in (mixed, (torch.arange(3) >= count).double()[:, None].expand(3, K * B)):
         for draw in (q.sample, q.sample_mixed):
             z, *_ = draw(x, K, Script([uniform], [where_noise, what_noise]))
             for k, b in itertools.product(range(K), range(B)):
