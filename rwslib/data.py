@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from rwslib.noise import Noise
@@ -39,6 +38,7 @@ CHECKSUMS = {  # SHA-256 of the uncompressed files
 }
 TIMEOUT_SECONDS = 20.0
 CANVAS = 50  # side of a multi-digit scene
+NUM_SCENES = {"train": 60_000, "test": 10_000}
 
 
 class DataError(Exception):
@@ -81,10 +81,14 @@ def load(name: str) -> Digits:
 
 def _embedded_digits() -> Digits:
     images, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy(images).float().view(-1, 1, 8, 8) * (255 / 16)
-    large = F.interpolate(images, size=(20, 20), mode="bilinear", align_corners=True)
-    grey = F.pad(large, (4, 4, 4, 4)).squeeze(1).round().to(torch.uint8)
-    labels = torch.from_numpy(labels).to(torch.uint8)
+    small = images.astype(np.int64).reshape(-1, 8, 8)  # 0 to 16
+    # Bilinear, in whole numbers so that halves round up on every machine: pixel i of 20 reads the
+    # small image at 7i/19, and weights are multiples of 1/19.
+    weights = (19 - np.abs(7 * np.arange(20)[:, None] - 19 * np.arange(8))).clip(0)
+    large = weights @ small @ weights.T
+    full = 19 * 19 * 16
+    grey = torch.from_numpy(np.pad((2 * 255 * large + full) // (2 * full), ((0, 0), (4, 4), (4, 4))))
+    grey, labels = grey.to(torch.uint8), torch.from_numpy(labels).to(torch.uint8)
     is_test = torch.arange(len(grey)) % 6 == 5
     return Digits(grey[~is_test], labels[~is_test], grey[is_test], labels[is_test])
 
@@ -219,11 +223,13 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
 
     Args:
         name: data set that the digits come from; split: "train" or "test".
-        num: how many; None is 60 000 for training and 10 000 for testing.
+        num: how many, at least 1; None is 60 000 for training and 10 000 for testing.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    num = num or {"train": 60_000, "test": 10_000}[split]
+    num = NUM_SCENES[split] if num is None else num
+    if not isinstance(num, int) or isinstance(num, bool) or num < 1:
+        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
     source = getattr(load(name), split).numpy()
     generator = np.random.Generator(np.random.PCG64([seed, split == "test"]))
     rows, columns = (source > 0).any(axis=2), (source > 0).any(axis=1)

@@ -215,6 +215,11 @@ class Trainer:
             raise ValueError(
                 f"batch_size must be at most the {problem.epoch[0]} data, got {problem.epoch[1]}"
             )
+        if not problem.mapped and problem.method.control_variate == "variance":
+            raise ValueError(
+                f"mapped must be True for method {problem.method.title}, whose control variate is trained "
+                "through the gradient, got False"
+            )
         starts = []
         for replicate in self.replicates:
             with torch.random.fork_rng():
@@ -498,9 +503,11 @@ class Trainer:
         """
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # cloned: from an unaligned address matrix products round otherwise
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
-            if int(metadata["iteration"]) > self.problem.num_iterations:
+            iteration, seconds = int(metadata["iteration"]), float(metadata["seconds"])
+            if iteration > self.problem.num_iterations:
                 return False
             self.params = {name: state[f"params/{name}"] for name in self.params}
             self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self.params} for i in range(2))
@@ -509,8 +516,8 @@ class Trainer:
                 for name, value in state.items()
                 if name.startswith("curve/")
             }
-            self.iteration, self.seconds = int(metadata["iteration"]), float(metadata["seconds"])
-        except (SafetensorError, KeyError, TypeError) as error:
+            self.iteration, self.seconds = iteration, seconds
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"
             ) from error

@@ -4,15 +4,18 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import urllib.error
 import urllib.request
+from fractions import Fraction
 from http.client import IncompleteRead
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from rwslib import data
 from rwslib.data import DataError, binarize
@@ -367,6 +370,41 @@ def test_embedded_digits_have_the_form_of_mnist():
         frame = torch.ones(28, 28, dtype=torch.bool)
         frame[4:24, 4:24] = False
         assert (images[:, frame] == 0).all()
+
+
+def test_embedded_digits_have_the_same_bytes_on_every_machine():
+    sums = [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in data.load("digits")]
+    assert sums == [
+        "87bc2d5e132cb19aafb4d4e86e20c4b4aca26c7844547057948b27a194d08fd3",
+        "765a2a78cd9f9d1cad18b105e274b82f5798862c5beffeb49d33833211eea933",
+        "76f00afd92f9144b62f262269c9bf008f4501da84bd6e5628f0e1673b609844e",
+        "02b7c06220a28a6d26380530a0b6c99bfba5893c2a60feec088df066558671dc",
+    ]
+
+
+def test_embedded_digits_are_interpolated_exactly_and_halves_round_up():
+    """Against fractions, on images of which some have pixels exactly between two whole numbers."""
+    found = data.load("digits").train[:, 4:24, 4:24]
+    small = load_digits().images[np.arange(1797) % 6 != 5]
+    halves = 0
+    for digit, image in zip(found[:12].tolist(), small[:12].astype(int).tolist(), strict=True):
+        for row, column in itertools.product(range(20), repeat=2):
+            exact = sum(
+                tent(row, i) * tent(column, j) * image[i][j] * Fraction(255, 16)
+                for i, j in itertools.product(near(row), near(column))
+            )
+            halves += exact % 1 == Fraction(1, 2)
+            assert digit[row][column] == math.floor(exact + Fraction(1, 2))
+    assert halves > 0
+
+
+def tent(target, source):
+    """Weight of one of 8 pixels at one of 20 places over the same width."""
+    return max(0, 1 - abs(Fraction(7 * target, 19) - source))
+
+
+def near(target):
+    return range(7 * target // 19, min(7, 7 * target // 19 + 1) + 1)
 
 
 def test_no_embedded_test_image_is_training_data():

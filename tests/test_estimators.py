@@ -118,6 +118,50 @@ def test_relax_cuts_its_bracket_off_from_phi_unless_told_otherwise():
     torch.testing.assert_close(through_bracket, arguments["log_q"].sum(dim=0))
 
 
+# -- a part of log q whose latents alone have no path derivative -----------------------------------------
+
+
+def by_score(name, log_p, log_q, log_q_score=None):
+    """A score-function estimator by name, NVIL with some baseline."""
+    function, _, per_datum, _ = ESTIMATORS[name]
+    extra = {n: torch.tensor([-3.7, 0.9, 20.0], dtype=log_p.dtype) for n in per_datum}
+    return function(log_p=log_p, log_q=log_q, log_q_score=log_q_score, **extra)
+
+
+BY_SCORE = pytest.mark.parametrize("name", ["reinforce_mixed", "vimco_mixed", "nvil_mixed"])
+
+
+def signal_of(name, log_w):
+    """What multiplies each particle's score, ``[K, B]``."""
+    bound = torch.logsumexp(log_w, dim=0) - math.log(len(log_w))
+    if name == "vimco_mixed":
+        return bound - vimco_baseline_by_loops(log_w, "geometric")
+    baseline = torch.tensor([-3.7, 0.9, 20.0], dtype=log_w.dtype)
+    return (bound - (baseline if name == "nvil_mixed" else 0)).expand_as(log_w)
+
+
+@BY_SCORE
+def test_the_signal_multiplies_the_given_score_and_the_bound_keeps_all_of_log_q(name):
+    arguments = random_arguments("vimco_mixed")
+    loss = by_score(name, **arguments)
+    gradients = dict(zip(arguments, grad(loss.sum(), list(arguments.values())), strict=True))
+    log_w = (arguments["log_p"] - arguments["log_q"]).detach()
+    v = torch.softmax(log_w, dim=0)
+    torch.testing.assert_close(gradients["log_p"], -v)
+    torch.testing.assert_close(gradients["log_q"], v)
+    torch.testing.assert_close(gradients["log_q_score"], -signal_of(name, log_w))
+
+
+@BY_SCORE
+def test_all_of_log_q_is_the_score_unless_told_otherwise(name):
+    arguments = random_arguments("vimco_mixed")
+    log_p, log_q = arguments["log_p"], arguments["log_q"]
+    default, given = by_score(name, log_p, log_q), by_score(name, log_p, log_q, log_q)
+    assert torch.equal(default, given)
+    for a, b in zip(*(grad(loss.sum(), (log_p, log_q)) for loss in (default, given)), strict=True):
+        assert torch.equal(a, b)
+
+
 # -- the enumeration notices mistakes ----------------------------------------------------------------
 
 
@@ -401,6 +445,7 @@ def test_values_and_gradients_stay_finite(name, dtype, log_q_value):
     log_w = torch.tensor(list(EXTREMES.values()), dtype=dtype).T
     log_q = torch.full_like(log_w, log_q_value)
     values = {"log_p": log_w + log_q, "log_q": log_q, "log_proposal": log_q, "log_w_path": log_w}
+    values |= {"log_q_score": log_q / 2}
     values |= {"baseline": log_w[0], "c": log_w[0], "c_conditional": log_w[1], "c_bracket": log_w[1]}
     arguments = {n: values[n].clone().requires_grad_() for n in (*per_particle, *per_datum)}
     loss = function(**arguments)
@@ -661,5 +706,7 @@ def test_compiled_code_gives_the_same_numbers():
 
 def test_every_estimator_is_in_the_list_of_these_tests():
     functions = {name for name in estimators.__all__ if name.endswith("_loss")}
-    tested = {re.sub("_(centred|defensive|arithmetic|right)$", "", name) + "_loss" for name in ESTIMATORS}
+    tested = {
+        re.sub("_(centred|defensive|arithmetic|mixed|right)$", "", name) + "_loss" for name in ESTIMATORS
+    }
     assert tested == functions

@@ -286,6 +286,47 @@ def test_the_ablation_of_the_wrong_density_is_noticed():
     assert (right - wrong).norm() > 0.05 * right.norm()
 
 
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_the_ablation_of_2018_has_the_score_of_the_elbo_and_the_rest_of_the_bound(num_particles):
+    """Its expected phi gradient is the ELBO's minus wake-phi, the second term of Eq. 2; theta's is right."""
+    problem = EnumeratedMixture(num_particles)
+    theta, phi = problem.expected_gradients(methods.vimco_air2018, Script([problem.uniforms]), problem.probs)
+    exact_theta, exact_phi = problem.exact_gradients(problem.bound)
+    _, elbo = problem.exact_gradients(problem.elbo)
+    wake_phi = self_normalised_by_a_loop(problem, problem.q_probs)
+    torch.testing.assert_close(theta, exact_theta, rtol=0, atol=1e-9)
+    torch.testing.assert_close(phi, elbo - wake_phi, rtol=0, atol=1e-9)
+    assert (phi - exact_phi).norm() > 0.05 * exact_phi.norm()
+
+
+class MixedNetwork(GaussianNetwork):
+    """Half of log q, with its own noise, passes for the discrete part; particles keep their path."""
+
+    def sample_mixed(self, x, num_particles, noise):
+        z, log_q = self.rsample(x, num_particles, noise)
+        return z, log_q, 0.5 * log_q
+
+
+@pytest.mark.parametrize("name", ["reinforce", "vimco", "nvil", "vimco_air2018"])
+def test_methods_use_the_discrete_part_of_log_q_where_q_tells_it_apart(name):
+    p, q, x = GaussianModel().double(), MixedNetwork().double(), torch.linspace(-2, 2, 5).double()
+    extra = {"control_variate": ArbitraryBaseline()} if name == "nvil" else {}
+    loss = METHODS[name].function(p, q, x, 3, Noise(4), **extra).sum()
+    z, log_q, score = q.sample_mixed(x, 3, Noise(4))
+    log_p = p.log_joint(z, x)
+    log_w = (log_p - log_q).detach()
+    bound = estimators.log_evidence(log_p - log_q)
+    signal = {
+        "reinforce": bound.detach().expand_as(log_w),
+        "nvil": (bound.detach() - ArbitraryBaseline()(x)).expand_as(log_w),
+        "vimco": bound.detach() - estimators.vimco_baseline(log_w),
+        "vimco_air2018": (log_w - estimators.vimco_baseline(log_w)) / 3,
+    }[name]
+    expected = -((signal * score).sum(dim=0) + bound).sum()
+    for module in (p, q):
+        assert_same_gradients(parameter_gradients(loss, module), parameter_gradients(expected, module))
+
+
 def test_the_ablation_without_log_k_is_noisier():
     """For K = 4 it may be noisier even than REINFORCE."""
     problem = EnumeratedMixture(num_particles=4)

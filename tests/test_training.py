@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toys import GaussianModel, GaussianNetwork
 
 from rwslib import records
@@ -114,12 +115,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, tmp_path)
         assert torch.equal(second.params[name], value)
 
 
+def test_what_a_checkpoint_gives_back_is_aligned_as_new_tensors_are(tmp_path):
+    """Else the last digits of a resumed run differ."""
+    trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
+    trainer.save(tmp_path / "state", seconds=0)
+    assert trainer.load(tmp_path / "state")
+    for tensors in (trainer.params, *trainer.moments):
+        assert all(value.data_ptr() % 64 == 0 for value in tensors.values())
+
+
 def test_a_damaged_checkpoint_is_refused_with_its_path(tmp_path):
     trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
     path = tmp_path / "state"
     trainer.save(path, seconds=0)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged") as error:
+        trainer.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("number", [{"iteration": "many"}, {"iteration": ""}, {"seconds": "long"}])
+def test_a_checkpoint_with_damaged_numbers_is_refused_with_its_path(number, tmp_path):
+    trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
+    path = tmp_path / "state"
+    trainer.save(path, seconds=0)
+    metadata = {"iteration": "0", "seconds": "0"} | number
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"checkpoint .* is damaged .*delete it") as error:
         trainer.load(path)
     assert str(path) in str(error.value)
 
@@ -279,6 +301,15 @@ def test_training_takes_the_rows_of_its_epoch():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size must be at most the 12 data, got 13"):
         Trainer(data_problem(12, 13, log_every=1), [0])
+
+
+@pytest.mark.parametrize("method", ["relax", "rebar"])
+def test_variance_objectives_need_mapped_replicates(method):
+    problem = replace(gmm.problem(small(method)), mapped=False)
+    with pytest.raises(
+        ValueError, match=rf"mapped must be True for method {problem.method.title}.*, got False"
+    ):
+        Trainer(problem, [0])
 
 
 def test_without_epochs_there_are_no_rows():

@@ -123,6 +123,19 @@ def test_bernoulli_log_prob_has_the_gradient_of_the_coin():
     torch.testing.assert_close(gradient, x - torch.sigmoid(logits.detach()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bernoulli_log_prob_has_the_gradient_of_the_coin_at_a_logit_of_zero_too(dtype):
+    """x - 1/2 there, where a formula's pieces have a corner each; also in float64 and beside zero."""
+    logits = torch.tensor([0.0, -0.0, 1e-6, -1e-6], dtype=dtype)[:, None].requires_grad_()
+    for x in (0.0, 1.0, 0.25):
+        x = torch.full_like(logits, x)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        (expected,) = torch.autograd.grad(-loss, logits)
+        (gradient,) = torch.autograd.grad(bernoulli_log_prob(x, logits).sum(), logits)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-7)
+        assert (gradient[:2] == x[:2] - 0.5).all()
+
+
 def test_pixels_are_summed_and_the_rest_kept():
     logits, x = torch.randn(2, 3, 5), torch.ones(3, 5)
     assert bernoulli_log_prob(x, logits).shape == (2, 3)

@@ -78,15 +78,19 @@ class AIRConfig:
         check_common(self)
         require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         require_int("num_iterations", self.num_iterations, 1)
-        require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
+        require(self.optimizer in list(OPTIMIZERS), "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
         require(isinstance(self.decay_at, list | tuple), "decay_at", "a list of fractions", self.decay_at)
         for fraction in self.decay_at:
             require_number("decay_at", fraction, 0, 1)
         require_int("eval_particles", self.eval_particles, 1)
-        require_int("eval_scenes", self.eval_scenes, 1)
+        require_int("eval_scenes", self.eval_scenes, 2)
+        limit = data.NUM_SCENES["test"]
+        require(
+            self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
+        )
         require_int("warmup_iterations", self.warmup_iterations, 0)
         require_number("presence_logit", self.presence_logit, -20, 20)
-        require_number("shift_sd", self.shift_sd, MIN_SD)
+        require_number("shift_sd", self.shift_sd, MIN_SD, 100)
         pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
         require(pair, "scale_prior", "a pair (mean, standard deviation)", self.scale_prior)
         require_number("scale_prior", self.scale_prior[0], -math.inf)
@@ -251,7 +255,7 @@ def final_metrics(
     noise: Noise,
 ) -> dict[str, Tensor]:
     """What a trained replicate is judged by; standard errors are over test scenes."""
-    some = slice(None, None, max(1, len(x) // config.eval_scenes))
+    some = torch.arange(config.eval_scenes, device=x.device) * len(x) // config.eval_scenes
     estimates = importance_estimates(
         p, q, x[some], config.eval_particles, noise, rows_at_once=1000 if x.device.type == "cpu" else 50_000
     )

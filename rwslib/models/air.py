@@ -125,7 +125,7 @@ class GenerativeModel(nn.Module):
             self.count_logits = nn.Parameter(start.float())
         else:
             self.register_buffer("count_logits", start.float())
-        self.background = nn.Parameter(torch.tensor(background))
+        self.background = nn.Parameter(torch.tensor(float(background)))
         self.decoder = mlp([WHAT_SIZE, 256, 256, GLIMPSE**2])
         with torch.no_grad():
             self.decoder[-1].weight.mul_(0.25)  # the authors' output multiplier, at the start

@@ -54,8 +54,8 @@ def normal_log_prob(z: Tensor, mean: Tensor | float = 0.0, log_sd: Tensor | floa
 def bernoulli_log_prob(x: Tensor, logits: Tensor) -> Tensor:
     """Log-probability of independent coins, summed over the last axis; stable for logits of any size."""
     # log rather than log1p: as good here, where only the sum counts, and much faster
-    softplus = logits.clamp_min(0) + torch.log(1 + torch.exp(-logits.abs()))
-    return (x * logits - softplus).sum(dim=-1)
+    size = logits.abs()  # whose derivative at 0 is 0, which makes the sum's x - 1/2 there
+    return ((x - 0.5) * logits - 0.5 * size - torch.log(1 + torch.exp(-size))).sum(dim=-1)
 
 
 class GenerativeModel(nn.Module):
