@@ -62,8 +62,8 @@ class AIRConfig:
     eval_particles: int = 5000
     eval_scenes: int = 1000
     seed: int = 1
-    warmup_iterations: int = 1000
-    presence_logit: float = 1.0
+    warmup_iterations: int = 2000
+    presence_logit: float = 0.5
     shift_sd: float = 0.5
     scale_prior: tuple[float, float] = (-0.4, 0.1)
     background: float = -5.0

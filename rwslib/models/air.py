@@ -199,7 +199,7 @@ class InferenceNetwork(nn.Module):
         self,
         scale_bias: float = -0.4,
         shift_sd: float = 0.5,
-        presence_logit: float = 1.0,
+        presence_logit: float = 0.5,
         hidden: int = 256,
     ):
         super().__init__()
