@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,6 +24,21 @@ GMM_PARAMETERS = {
     "device",
     "results_dir",
 }
+
+AIR_PARAMETERS = {
+    "dataset",
+    "methods",
+    "num_particles",
+    "num_iterations",
+    "batch_size",
+    "learning_rate",
+    "num_runs",
+    "eval_particles",
+    "seed",
+    "device",
+    "results_dir",
+}
+VAE_PARAMETERS = AIR_PARAMETERS - {"num_iterations", "learning_rate"} | {"num_stages"}
 
 
 def code_cells(path):
@@ -67,8 +83,20 @@ def test_figures_have_captions_and_alternative_texts(path):
             assert settings.get("image", {}).get("alt"), cell.source
 
 
-def test_the_mixture_notebook_has_its_parameters():
-    assert papermill.inspect_notebook(ROOT / "notebooks/02_gmm.ipynb").keys() >= GMM_PARAMETERS
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("02_gmm", GMM_PARAMETERS), ("03_vae", VAE_PARAMETERS), ("04_air", AIR_PARAMETERS)],
+)
+def test_a_notebook_has_its_parameters(name, parameters):
+    assert papermill.inspect_notebook(ROOT / f"notebooks/{name}.ipynb").keys() >= parameters
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks/parameters").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_parameter_files_set_known_parameters(path):
+    known = papermill.inspect_notebook(ROOT / f"notebooks/{path.stem.split('-')[0]}.ipynb")
+    assert yaml.safe_load(path.read_text()).keys() <= known.keys()
 
 
 @pytest.fixture
@@ -79,9 +107,9 @@ def empty_stores(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rerun(folder, **parameters):
-    """Execute the mixture notebook; papermill runs in this process, its kernel in another."""
-    source, target = ROOT / "notebooks/02_gmm.ipynb", folder / "out.ipynb"
+def rerun(folder, name="02_gmm", **parameters):
+    """Execute a notebook; papermill runs in this process, its kernel in another."""
+    source, target = ROOT / f"notebooks/{name}.ipynb", folder / "out.ipynb"
     papermill.execute_notebook(
         source, target, parameters, kernel_name="python3", progress_bar=False, cwd=folder
     )
@@ -97,6 +125,29 @@ def test_changed_parameters_train_live_and_show_just_that(empty_stores):
     assert trained == {("ww", 3, 20), ("dww", 3, 20)}
     assert "K = 3" in shown
     assert "2 replicates, 20 iterations" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "parameters", "shows"),
+    [
+        ("03_vae", {"num_stages": 1, "eval_particles": 10, "precision": "float32"}, "1 epoch"),
+        (
+            "04_air",
+            {"num_iterations": 10, "eval_particles": 4, "eval_scenes": 20, "batch_size": 8},
+            "10 iter",
+        ),
+    ],
+)
+def test_the_other_experiments_train_live_too(empty_stores, name, parameters, shows):
+    common = {"dataset": "digits", "methods": ["ww"], "num_particles": [2], "num_runs": 1}
+    shown = rerun(empty_stores, name, **common, **parameters)
+    (config,) = empty_stores.glob("results/*/*/config.json")
+    assert (
+        json.loads(config.read_text()).items() >= ({"method": "ww", "dataset": "digits"} | parameters).items()
+    )
+    assert shows in shown
 
 
 @pytest.mark.slow

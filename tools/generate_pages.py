@@ -111,6 +111,42 @@ def verdicts(notebook: Path) -> str:
     return "```text\n" + "".join(output["text"] for output in cell.outputs) + "```"
 
 
+CHAPTERS = {
+    "02_gmm": "The Gaussian mixture (section 4.3)",
+    "03_vae": "The continuous model (section 4.2)",
+    "04_air": "Attend, infer, repeat (section 4.1)",
+}
+
+
+def claim_rows(notebook: Path) -> dict[str, list[str]]:
+    """The cells of each row of the notebook's table of claims, by the claim's name."""
+    tables = [
+        output["data"]["text/markdown"]
+        for cell in cells(notebook)
+        for output in cell.outputs
+        if "| claim |" in output.get("data", {}).get("text/markdown", "")
+    ]
+    lines = (line for line in tables[0].splitlines() if re.match(r"\| [A-Z]+-\d", line))
+    rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
+    return {row[0]: row[1:] for row in rows}
+
+
+def ledger(notebooks: Path) -> str:
+    """All claims with their verdicts: how many of each, then a table a chapter."""
+    claims = {name: claim_rows(notebooks / f"{name}.ipynb") for name in CHAPTERS}
+    outcomes = ["holds", "mixed", "does not hold", "not run"]
+    header, summary = ["chapter", *outcomes], []
+    for name, title in CHAPTERS.items():
+        found = [row[-1].strip("*") for row in claims[name].values()]
+        summary.append([f"{{doc}}`{title} </notebooks/{name}>`", *(str(found.count(o)) for o in outcomes)])
+    parts = [table(header, summary)]
+    for name, title in CHAPTERS.items():
+        header = ["claim", "the paper says", "agree", "weakest effect", "strongest effect", "verdict"]
+        parts += [f"## {title}", f"Shown in {{doc}}`/notebooks/{name}`, under *Claim by claim*."]
+        parts.append(table(header, [[claim, *row] for claim, row in claims[name].items()]))
+    return "\n\n".join(parts)
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with two significant digits; unknown ones empty."""
     return "" if fraction is None else f"{100 * fraction:.2g} %"
@@ -127,6 +163,7 @@ def main() -> None:
         "methods.md": ("methods table", methods_tables),
         "benchmark.md": ("benchmark", benchmark_table),
         "intro.md": ("verdicts", lambda: verdicts(notebook)),
+        "claims.md": ("ledger", lambda: ledger(notebook.parent)),
     }
     for page, (name, generate) in parts.items():
         path, marker = folder / page, f"<!-- generated: {name} -->"
