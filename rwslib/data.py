@@ -41,7 +41,7 @@ CANVAS = 50  # side of a multi-digit scene
 NUM_SCENES = {"train": 60_000, "test": 10_000}
 
 
-class DataError(Exception):
+class DataError(OSError):
     """A data set is missing, damaged or cannot be fetched; the message says what to do."""
 
 

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ except ImportError:  # Windows: no locks, so do not train one configuration twic
     fcntl = None
 
 import numpy as np
-import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rwslib import __version__
@@ -100,8 +100,8 @@ def find(config: Mapping[str, Any], results_dir: str | Path | None = None) -> Ru
     return None
 
 
-def load(path: Path) -> RunRecord:
-    """Read one record.
+def load(path: Path, only: Collection[str] | None = None) -> RunRecord:
+    """Read one record; of its metrics those named in ``only``, or all.
 
     Raises:
         ValueError: the folder does not hold one whole record of a format this version knows.
@@ -113,7 +113,7 @@ def load(path: Path) -> RunRecord:
         if provenance["format"] > FORMAT:
             raise ValueError(f"its format {provenance['format']} is newer than this version's {FORMAT}")
         with (path / "metrics.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            metrics = dict(file)
+            metrics = {name: file[name] for name in file.files if only is None or name in only}
         if key(config) != path.name:
             raise ValueError("its configuration does not hash to its name")
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -125,7 +125,7 @@ def load(path: Path) -> RunRecord:
 
 def iterate(store: Path) -> Iterator[RunRecord]:
     """All records of a store, in the order of their paths."""
-    for path in sorted(Path(store).glob("*/[!.]*/config.json")):
+    for path in sorted(Path(store).glob("[!.]*/[!.]*/config.json")):
         yield load(path.parent)
 
 
@@ -154,16 +154,40 @@ def lock(config: Mapping[str, Any], store: Path, wait: bool = True) -> Iterator[
     The lock dies with the process that holds it.  Yields whether it is held; with ``wait`` it
     always is.
     """
-    path = folder(config, store).with_suffix(".lock")
+    place = folder(config, store)
+    path = place.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        if fcntl is not None:
+    while True:
+        with path.open("w") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except BlockingIOError:
+                    yield False
+                    return
+                if not _still_named(path, file.fileno()):
+                    continue  # its last holder removed it, and others may hold a new one
+                _remove_leftovers(place)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-        yield True
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _still_named(path: Path, open_file: int) -> bool:
+    """Whether a path names this open file, and not a later one or none."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(open_file))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove what a killed process left half-written; only for who holds the lock."""
+    for path in place.parent.glob(f".{place.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in place.parent.glob(f"{place.name}.[0-9]*"):  # see Trainer.save
         path.unlink(missing_ok=True)
 
 
@@ -187,24 +211,29 @@ def save(
             save_file(dict(weights), temporary / "weights.safetensors")
         if not path.exists():  # else another process stored the same run first
             temporary.rename(path)
+    except SafetensorError as error:  # a full disk, mostly
+        raise OSError(f"record {path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load(path)
 
 
-def publish(source: Path) -> Path:
-    """Copy one finished record into the published store; returns where it is now."""
+def publish(source: Path, weights: bool = True) -> Path:
+    """Copy one finished record into the published store, with or without its weights; returns where it is."""
     record = load(source)
     target = folder(record.config, published_dir())
     if not target.exists():
         temporary = target.with_name(f".{target.name}")
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        ignore = None if weights else shutil.ignore_patterns("weights.safetensors")
+        shutil.copytree(source, temporary, ignore=ignore, dirs_exist_ok=True)
         temporary.rename(target)
     return target
 
 
 def provenance(seconds: float, device: str, **more: Any) -> dict[str, Any]:
     """What a reader needs to judge a number: versions, hardware, wall time, date, commit."""
+    import torch  # here, because looking at records does not need it and loading it takes seconds
+
     git = subprocess.run(
         ["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )

@@ -36,7 +36,7 @@ Tensors = dict[str, Tensor]
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
 UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
 COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  # changes no numbers
 
 
 @dataclass(frozen=True)
@@ -488,12 +488,18 @@ class Trainer:
             state[f"curve/{name}"] = torch.from_numpy(np.stack(values))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        save_file(
-            {name: value.contiguous().cpu() for name, value in state.items()},
-            temporary,
-            metadata={"iteration": str(self.iteration), "seconds": str(seconds)},
-        )
-        temporary.replace(path)
+        metadata = {"iteration": self.iteration, "asked": self.problem.num_iterations, "seconds": seconds}
+        try:
+            save_file(
+                {name: value.contiguous().cpu() for name, value in state.items()},
+                temporary,
+                metadata={name: str(value) for name, value in metadata.items()},
+            )
+            temporary.replace(path)
+        except SafetensorError as error:  # a full disk, mostly
+            raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def load(self, path: Path) -> bool:
         """Read the state back; False, and nothing is changed, if it lies beyond this problem's end.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rwslib import __main__ as cli
-from rwslib import records
+from rwslib import records, sweep
 from rwslib.experiments import GMMConfig, VAEConfig, modules, run, vae
 from rwslib.methods import METHODS
 from rwslib.noise import Noise
@@ -67,7 +67,7 @@ def test_grids_expand_to_configurations(tmp_path):
         "- {experiment: gmm, method: [ww, vimco], num_particles: [2, 5]}\n"
         "- {experiment: gmm, method: dww, num_particles: 2, delta: [0.1, 0.3], hidden: [[16, 16]]}\n"
     )
-    configs = list(cli.expand(grid))
+    configs = list(sweep.configurations(grid))
     assert len(configs) == 6
     assert configs[0] == GMMConfig("ww", 2)
     assert configs[-1] == GMMConfig("dww", 2, delta=0.3, hidden=(16, 16))
@@ -85,7 +85,7 @@ def test_bad_grids_are_refused(tmp_path, text, message):
     grid = tmp_path / "grid.yaml"
     grid.write_text(text)
     with pytest.raises(ValueError, match=message):
-        list(cli.expand(grid))
+        list(sweep.configurations(grid))
 
 
 def test_the_command_line_trains_lists_and_shows(tmp_path, monkeypatch, capsys):
