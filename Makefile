@@ -15,7 +15,7 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --nbval --nbval-current-env
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book rerun test test-fast lint format notebooks serve bench clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 
 book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
 	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
+
+rerun: $(STAMP)  ## run one notebook with other parameters (NOTEBOOK=02_gmm ARGS="-p num_runs 3")
+	$(PY) -m rwslib run $(NOTEBOOK) $(ARGS)
 
 test: lint  ## lint, unit tests, and the notebooks' stored outputs, twice
 	$(PYTEST)

@@ -69,6 +69,23 @@ def train(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def sweep(arguments: argparse.Namespace) -> None:
+    """Train and execute, on several cores or a cluster, what grids ask for and the store does not have."""
+    from rwslib.sweep import sweep
+
+    if arguments.cores is not None and arguments.cores < 1:
+        raise ValueError(f"--cores must be at least 1, got {arguments.cores}")
+    if sweep(
+        arguments.grid,
+        arguments.results_dir,
+        arguments.cores,
+        arguments.profile,
+        arguments.device,
+        arguments.dry_run,
+    ):
+        raise SystemExit(1)
+
+
 def show(arguments: argparse.Namespace) -> None:
     """Print one record's configuration, provenance and final values."""
     record = inspection.find(arguments.key, arguments.results_dir)
@@ -143,6 +160,13 @@ def parser() -> argparse.ArgumentParser:
     command = add("train", train, [results])
     command.add_argument("grid", type=Path, help="YAML file, see workflow/grids")
     command.add_argument("--device", default="cpu")
+
+    command = add("sweep", sweep, [results])
+    command.add_argument("grid", type=Path, nargs="+", help="YAML files, see workflow/grids")
+    command.add_argument("--cores", type=int, help="jobs at once on this machine; default 2")
+    command.add_argument("--profile", help="a folder of workflow/profiles, or any Snakemake profile")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
 
     add("list", list_records, [results])
 

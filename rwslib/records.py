@@ -91,12 +91,14 @@ def folder(config: Mapping[str, Any], store: Path) -> Path:
     return Path(store) / config["experiment"] / key(config)
 
 
-def find(config: Mapping[str, Any], results_dir: str | Path | None = None) -> RunRecord | None:
-    """The record of a configuration, the published one first, or None."""
+def find(
+    config: Mapping[str, Any], results_dir: str | Path | None = None, only: Collection[str] | None = None
+) -> RunRecord | None:
+    """The record of a configuration, the published one first, or None; for ``only`` see ``load``."""
     for store in (published_dir(), results_dir or default_results_dir()):
         path = folder(config, store)
         if path.exists():
-            return load(path)
+            return load(path, only)
     return None
 
 

@@ -22,8 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from rwslib import records
 from rwslib.experiments import CONFIGS
-from rwslib.experiments.common import require
-from rwslib.sweep import known_name
+from rwslib.experiments.common import known_name, require
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -229,11 +228,11 @@ def target(notebook: Path, values: Mapping[str, Any]) -> Path:
     return store / "notebooks" / f"{notebook.stem}-{name}.ipynb"
 
 
-def is_current(notebook: Path, values: Mapping[str, Any]) -> bool:
-    """Whether the notebook was executed at these parameters as it and the library are now."""
+def is_current(notebook: Path, values: Mapping[str, Any], now: Mapping[str, str]) -> bool:
+    """Whether the notebook was executed at these parameters when its inputs were as they are now."""
     executed = target(notebook, values)
     try:
-        same = json.loads(executed.with_suffix(".json").read_text())["inputs"] == inputs(notebook)
+        same = json.loads(executed.with_suffix(".json").read_text())["inputs"] == now
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return same and executed.exists() and executed.with_suffix(".html").exists()

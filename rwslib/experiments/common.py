@@ -1,6 +1,8 @@
 """Checks that the configurations of all experiments share."""
 
 import math
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Any
 
 from rwslib.methods import METHODS
@@ -10,6 +12,13 @@ def require(condition: bool, name: str, allowed: str, value: Any) -> None:
     """Raise one clear ``ValueError`` naming parameter, allowed values and the value given."""
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def known_name(name: Any, known: Collection[str], what: str) -> None:
+    """Refuse a name that nothing reads, and suggest the nearest."""
+    close = get_close_matches(str(name), known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    require(name in known, what, f"one of {list(known)}{hint}", name)
 
 
 def require_int(name: str, value: Any, at_least: int) -> None:
