@@ -1,0 +1,188 @@
+"""Sweeps: each row once, whoever asks for it, on this machine or through a cluster's submit command."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rwslib import __main__ as cli
+from rwslib import records, rerun, sweep
+from rwslib.experiments import GMMConfig, run
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import drill
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "num_iterations: 4, num_runs: 2, batch_size: 5"
+GRID = f"- {{experiment: gmm, method: [ww, vimco], num_particles: [2, 3], {TINY}}}\n"
+
+needs_snakemake = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake") is None, reason="needs requirements-sweep.txt"
+)
+needs_cluster = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is None,
+    reason="needs requirements-sweep.txt",
+)
+
+
+@pytest.fixture(autouse=True)
+def stores(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "results"))
+
+
+@pytest.fixture
+def grid(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def begin(grid, store, *options):
+    command = [sys.executable, "-m", "rwslib", "sweep", str(grid), "--results-dir", str(store), *options]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    return out, err
+
+
+def test_rows_are_the_same_if_their_configurations_are(tmp_path, grid):
+    grid.write_text(
+        GRID
+        + f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}}}\n"
+        + f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: 1, hidden: [[16]]}}\n"
+    )
+    assert [len(rows) if isinstance(rows, list) else rows for rows in sweep.pending([grid, grid], tmp_path)][
+        :2
+    ] == [4, 4]
+    run(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5), tmp_path)
+    total, runs, notebooks = sweep.pending([grid], tmp_path)
+    assert (total, len(runs), notebooks) == (4, 3, {})
+
+
+def test_the_grids_of_the_paper_are_whole():
+    for path in (ROOT / "workflow/grids").glob("*.yaml"):
+        assert sweep.pending([path], ROOT / "nowhere")[0] > 0
+
+
+def test_short_runs_share_jobs_and_long_ones_do_not():
+    short = [GMMConfig("ww", 2, num_iterations=10, seed=seed) for seed in range(40)]
+    long = [GMMConfig("ww", 2, seed=seed) for seed in range(3)]
+    jobs = sweep.batches(short + long, 2)
+    assert sorted(map(len, jobs)) == [1, 1, 1, 8, 16, 16]
+    assert [len(job) for job in sweep.batches(short[:5], 2)] == [3, 2]
+    assert [config for job in jobs for config in job] == long + short
+
+
+def test_six_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("Snakemake was asked for"))
+    record = run(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5), tmp_path / "results")
+    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {list(range(600))}}}")
+    for seed in range(600):
+        config = record.config | {"seed": seed}
+        records.save(config, record.metrics, record.provenance, tmp_path / "results")
+    begun = time.process_time()
+    cli.main(["sweep", str(grid)])
+    assert time.process_time() - begun < 10
+    assert "600 rows, 600 of them done before, 0 to do" in capsys.readouterr().out
+
+
+def test_without_snakemake_a_sentence_says_what_to_install(grid, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install -r requirements-sweep\.txt"):
+        cli.main(["sweep", str(grid)])
+
+
+def test_a_dry_run_says_what_would_be_done(grid, capsys, tmp_path):
+    cli.main(["sweep", str(grid), "--dry-run"])
+    assert "gmm vimco K=3" in capsys.readouterr().out
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_notebook_rows_are_done_until_their_notebook_changes(tmp_path, grid, monkeypatch):
+    grid.write_text("- {notebook: 02_gmm, num_particles: [[2], [5]], scale: quick}")
+    total, _, notebooks = sweep.pending([grid], tmp_path / "results")
+    assert (total, len(notebooks)) == (2, 2)
+    assert [values["num_particles"] for _, values in notebooks.values()] == [[2], [5]]
+    name, (notebook, values) = next(iter(notebooks.items()))
+    executed = rerun.target(Path(notebook), values)
+    executed.parent.mkdir(parents=True)
+    executed.write_text("{}")
+    executed.with_suffix(".html").write_text("")
+    about = {"inputs": rerun.inputs(Path(notebook))}
+    executed.with_suffix(".json").write_text(json.dumps(about))
+    assert name not in sweep.pending([grid], tmp_path / "results")[2]
+    monkeypatch.setattr(rerun, "inputs", lambda notebook: {"notebook": "changed"})
+    assert name in sweep.pending([grid], tmp_path / "results")[2]
+
+
+# -- with Snakemake -----------------------------------------------------------------------------------
+
+SUBMIT = """#!/bin/sh
+# a stand-in for a cluster: the job runs here, in the background, and its number is printed
+setsid sh "$1" > /dev/null 2>&1 &
+echo $!
+"""
+
+
+@pytest.mark.slow
+@needs_cluster
+def test_cores_a_cluster_and_no_sweep_at_all_give_the_same_records(tmp_path, grid):
+    cli.main(["train", str(grid), "--results-dir", str(tmp_path / "plain")])
+    assert "4 of 4 done" in finish(begin(grid, tmp_path / "local", "--cores", "2"))[0]
+    submit, profile = tmp_path / "submit.sh", tmp_path / "profile"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    profile.mkdir()
+    settings = {
+        "executor": "cluster-generic",
+        "cluster-generic-submit-cmd": str(submit),
+        "jobs": 2,
+        "seconds-between-status-checks": 1,
+    }
+    (profile / "config.yaml").write_text(json.dumps(settings))
+    assert "4 of 4 done" in finish(begin(grid, tmp_path / "cluster", "--profile", str(profile)))[0]
+    for store in ("local", "cluster"):
+        assert not drill.compare(tmp_path / store, tmp_path / "plain").total()
+        assert not list((tmp_path / store / ".sweep").iterdir())
+    assert "0 to do" in finish(begin(grid, tmp_path / "local"))[0]
+
+
+@pytest.mark.slow
+@needs_snakemake
+def test_two_sweeps_at_once_train_each_run_once_and_a_bad_row_stops_no_other(tmp_path, grid):
+    store, bad = tmp_path / "results", GMMConfig("vimco", 3, num_iterations=4, num_runs=2, batch_size=5)
+    checkpoint = records.folder(records.plain(bad), store).with_suffix(".checkpoint")
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"nonsense")
+    left, right = begin(grid, store), begin(grid, store)
+    (left_out, left_err), (right_out, _) = finish(left, 1), finish(right, 1)
+    trained = [line.split()[0] for line in (left_out + right_out).splitlines() if line.startswith(str(store))]
+    assert len(trained) == len(set(trained)) == 3
+    assert f"checkpoint {checkpoint} is damaged" in left_err
+    assert "not done: " + checkpoint.stem in left_err
+    checkpoint.unlink()
+    assert "1 of 1 done" in finish(begin(grid, store))[0]
+    assert all(np.isfinite(record.metrics["prior_l2"]).all() for record in records.iterate(store))
+
+
+@pytest.mark.slow
+@needs_snakemake
+def test_the_kill_drill_in_short(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("RWSLIB_PUBLISHED", "")  # set by the drill, and restored after the test
+    figures = drill.kill_drill(3, 6)
+    assert figures["kills"] == 3
+    assert figures["missing"] == figures["different"] == figures["damaged"] == 0
