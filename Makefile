@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
 STAMP := .venv/.stamp
+SWEEP_STAMP := .venv/.stamp-sweep
 
 # The committed notebooks show published records only, whatever else was run here.
 PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
@@ -15,7 +16,7 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --nbval --nbval-current-env
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book rerun test test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book rerun sweep reproduce drill test test-fast lint format notebooks serve bench clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +31,29 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+$(SWEEP_STAMP): $(STAMP) requirements-sweep.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-sweep.txt
+	@touch $@
+
 book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
 	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
 
 rerun: $(STAMP)  ## run one notebook with other parameters (NOTEBOOK=02_gmm ARGS="-p num_runs 3")
 	$(PY) -m rwslib run $(NOTEBOOK) $(ARGS)
+
+sweep: $(SWEEP_STAMP)  ## train and execute what grids ask for (GRID=workflow/grids/figure4.yaml ARGS="--cores 4")
+	$(PY) -m rwslib sweep $(GRID) $(ARGS)
+
+# From an empty store of its own; what is in it is not done again.
+REPRODUCED := $(CURDIR)/results/reproduce-$(or $(SCALE),quick)
+PAPER_GRIDS := figure4 figure2-table1 figure1
+GRIDS := $(if $(filter paper,$(SCALE)),$(PAPER_GRIDS)) reproduce-$(or $(SCALE),quick)
+reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make their figures (SCALE=quick or paper)
+	RWSLIB_PUBLISHED=$(REPRODUCED)/none $(PY) -m rwslib sweep $(GRIDS:%=workflow/grids/%.yaml) \
+		--results-dir $(REPRODUCED) $(ARGS)
+
+drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
+	$(PY) tools/drill.py --write book/results/drill.json
 
 test: lint  ## lint, unit tests, and the notebooks' stored outputs, twice
 	$(PYTEST)

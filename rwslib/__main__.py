@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train what a grid asks for and no record holds; several processes may share one grid."""
-    from rwslib.experiments import run
+    from rwslib import experiments
     from rwslib.sweep import configurations
 
     store = records.writable(arguments.results_dir)
@@ -53,15 +53,13 @@ def train(arguments: argparse.Namespace) -> None:
             try:
                 if records.find(plain, store):
                     continue
-                with records.lock(plain, store, wait) as held:
-                    pass
-                if not held:
-                    left.append(config)
-                    continue
-                record = run(config, store, arguments.device)
+                record = experiments.train(config, store, arguments.device, wait=wait)
             except (ValueError, OSError, ArithmeticError) as error:  # the others may still succeed
                 print(f"error: {records.key(plain)} {inspection.label(plain)}: {error}", file=sys.stderr)
                 failures += 1
+                continue
+            if record is None:  # another process has it, done or under way
+                left.append(config)
                 continue
             print(f"{record.path}  {inspection.label(plain)}  {record.provenance['seconds']} s", flush=True)
         waiting = left

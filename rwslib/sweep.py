@@ -141,7 +141,7 @@ def sweep(
         print("\n".join(notebooks), end="\n" * bool(notebooks))
     if dry_run or not missing:
         return 0
-    if importlib.util.find_spec("snakemake") is None:
+    if not has_snakemake():
         raise ValueError(
             "sweep needs Snakemake: pip install -r requirements-sweep.txt; "
             "python -m rwslib train GRID does without, on one core"
@@ -162,6 +162,11 @@ def sweep(
         print(f"not done: {name}", file=sys.stderr)
     print(f"{missing - len(runs) - len(notebooks)} of {missing} done, in {store}")
     return len(runs) + len(notebooks)
+
+
+def has_snakemake() -> bool:
+    """Whether the engine of sweeps is installed."""
+    return importlib.util.find_spec("snakemake") is not None
 
 
 @contextmanager

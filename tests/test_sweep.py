@@ -22,9 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = "num_iterations: 4, num_runs: 2, batch_size: 5"
 GRID = f"- {{experiment: gmm, method: [ww, vimco], num_particles: [2, 3], {TINY}}}\n"
 
-needs_snakemake = pytest.mark.skipif(
-    importlib.util.find_spec("snakemake") is None, reason="needs requirements-sweep.txt"
-)
+needs_snakemake = pytest.mark.skipif(not sweep.has_snakemake(), reason="needs requirements-sweep.txt")
 needs_cluster = pytest.mark.skipif(
     importlib.util.find_spec("snakemake_executor_plugin_cluster_generic") is None,
     reason="needs requirements-sweep.txt",
@@ -87,7 +85,7 @@ def test_short_runs_share_jobs_and_long_ones_do_not():
 
 
 def test_six_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: pytest.fail("Snakemake was asked for"))
+    monkeypatch.setattr(sweep, "has_snakemake", lambda: pytest.fail("Snakemake was asked for"))
     record = run(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5), tmp_path / "results")
     grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {list(range(600))}}}")
     for seed in range(600):
@@ -100,7 +98,7 @@ def test_six_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monke
 
 
 def test_without_snakemake_a_sentence_says_what_to_install(grid, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweep, "has_snakemake", lambda: False)
     with pytest.raises(SystemExit, match=r"pip install -r requirements-sweep\.txt"):
         cli.main(["sweep", str(grid)])
 

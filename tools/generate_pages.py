@@ -91,6 +91,21 @@ def benchmark_table() -> str:
     return f"Measured on {text(measured.get('date'))} ({machine}).\n\n{table(header, rows)}"
 
 
+def drill_table() -> str:
+    """What the last drills found, or a sentence that there were none."""
+    path = ROOT / "book/results/drill.json"
+    if not path.exists():
+        return "The drills have not been run yet."
+    found = json.loads(path.read_text())
+    rows = [
+        [drill, name, text(value)] for drill in ("kill drill", "fuzz") for name, value in found[drill].items()
+    ]
+    where = (
+        f"{text(found['date'])}, {text(found['hardware']['processor'])}, {found['hardware']['cores']} cores"
+    )
+    return f"Run on {where}.\n\n{table(['drill', 'what', 'number'], rows)}"
+
+
 def cells(notebook: Path) -> list[Any]:
     """The code cells of a notebook."""
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
@@ -162,6 +177,7 @@ def main() -> None:
     parts = {
         "methods.md": ("methods table", methods_tables),
         "benchmark.md": ("benchmark", benchmark_table),
+        "rerun.md": ("drills", drill_table),
         "intro.md": ("verdicts", lambda: verdicts(notebook)),
         "claims.md": ("ledger", lambda: ledger(notebook.parent)),
     }

@@ -17,7 +17,7 @@ from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer, single_thread
 
-__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "modules", "run", "stored"]
+__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "modules", "run", "stored", "train"]
 
 CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
 
@@ -73,13 +73,28 @@ def run(
     Raises:
         ValueError: ``results_dir`` cannot be written, or a record or checkpoint there is damaged.
     """
-    plain = records.plain(config)
-    store = Path(results_dir or records.default_results_dir())
-    if record := records.find(plain, store):
-        return record
-    store = records.writable(store)
-    with records.lock(plain, store):
-        return records.find(plain, store) or _train(config, plain, store, device, progress)
+    record = None
+    while record is None:  # the first turn of the loop is enough, unless another process is at it, too
+        record = stored(config, results_dir) or train(config, results_dir, device, progress)
+    return record
+
+
+def train(
+    config: GMMConfig | VAEConfig | AIRConfig,
+    results_dir: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+    wait: bool = True,
+) -> RunRecord | None:
+    """Train a run and store it, unless another process did or, without ``wait``, does: then None.
+
+    For the arguments see ``run``.
+    """
+    store, plain = records.writable(results_dir), records.plain(config)
+    with records.lock(plain, store, wait) as held:
+        if not held or records.find(plain, store):
+            return None
+        return _train(config, plain, store, device, progress)
 
 
 def _train(
