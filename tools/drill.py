@@ -8,6 +8,7 @@ parameters; each must be refused with one sentence that names the parameter, and
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -76,8 +77,8 @@ def compare(store: Path, reference: Path) -> Counter:
     return faults
 
 
-def kill_drill(kills: int, num_runs: int, seed: int = 1) -> dict[str, Any]:
-    """Kill a sweep so often; returns the figures."""
+def kill_drill(kills: int, num_runs: int, minutes: float = math.inf, seed: int = 1) -> dict[str, Any]:
+    """Kill a sweep so often, or until the time is up; returns the figures."""
     rng, begun = random.Random(seed), time.monotonic()
     faults, done, passes, survivors = Counter(damaged=0, missing=0, different=0), Counter(), 0, []
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +91,8 @@ def kill_drill(kills: int, num_runs: int, seed: int = 1) -> dict[str, Any]:
         if start(grid, reference).wait():
             raise SystemExit("the undisturbed sweep failed; python -m rwslib sweep says why")
         duration = time.monotonic() - started
-        while done.total() < kills:
+        while done.total() < kills and time.monotonic() - begun < 60 * minutes:
+            print(f"kills: {done.total()} of {kills}", end="\r", file=sys.stderr, flush=True)
             process = start(grid, store)
             try:
                 process.wait(rng.uniform(0, duration))
@@ -226,7 +228,8 @@ def refusal(arguments: list[str], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--runs", type=int, default=18, help="tiny runs in the sweep that is killed")
+    parser.add_argument("--runs", type=int, default=12, help="tiny runs in the sweep that is killed")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="kill no more after so long")
     parser.add_argument("--sets", type=int, default=1000, help="bad parameter sets")
     parser.add_argument("--write", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
@@ -234,7 +237,7 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": records.provenance(0, "cpu")["hardware"],
         "fuzz": fuzz(arguments.sets),
-        "kill drill": kill_drill(arguments.kills, arguments.runs),
+        "kill drill": kill_drill(arguments.kills, arguments.runs, arguments.minutes),
     }
     for drill in ("fuzz", "kill drill"):
         for name, value in figures[drill].items():
