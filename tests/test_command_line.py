@@ -375,7 +375,7 @@ def test_what_a_killed_process_leaves_is_no_lock_and_is_cleared_away(tmp_path):
         ("{experiment: gmm, method: ../ww, num_particles: 2}", "method must be one of"),
         ("{experiment: gmm, num_particles: 2}", "cannot be made of"),
         ("{experiment: gmm, metod: ww, num_particles: 2}", "did you mean 'method'"),
-        ("{experiment: air, method: ww, num_particles: 2, optimizer: {a: b}}", "cannot be made of"),
+        ("{experiment: air, method: ww, num_particles: 2, optimizer: {a: b}}", "optimizer must be"),
         ("{notebook: ../../elsewhere}", "notebook must be one of"),
         ("{notebook: 02_gmm, results_dir: /elsewhere}", "results_dir must be left to the sweep"),
         ("{notebook: 02_gmm, num_iteration: 3}", "did you mean 'num_iterations'"),

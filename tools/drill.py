@@ -80,7 +80,8 @@ def compare(store: Path, reference: Path) -> Counter:
 def kill_drill(kills: int, num_runs: int, minutes: float = math.inf, seed: int = 1) -> dict[str, Any]:
     """Kill a sweep so often, or until the time is up; returns the figures."""
     rng, begun = random.Random(seed), time.monotonic()
-    faults, done, passes, survivors = Counter(damaged=0, missing=0, different=0), Counter(), 0, []
+    faults, done = Counter(damaged=0, missing=0, different=0), Counter()
+    passes, survivors, begun_sweeps = 0, [], []
     with tempfile.TemporaryDirectory() as folder:
         grid, store, reference = (Path(folder) / name for name in ("grid.yaml", "store0", "reference"))
         os.environ["RWSLIB_PUBLISHED"] = str(Path(folder) / "none")
@@ -103,6 +104,7 @@ def kill_drill(kills: int, num_runs: int, minutes: float = math.inf, seed: int =
                 done["whole sweeps" if whole else "single processes"] += 1
                 if not whole:  # the rest works on for a while, at times beside the next sweep
                     survivors += members
+                    begun_sweeps.append(process)
                     time.sleep(rng.uniform(0, duration / 4))
                     if rng.random() < 0.5:
                         kill(members)
@@ -115,6 +117,9 @@ def kill_drill(kills: int, num_runs: int, minutes: float = math.inf, seed: int =
                 store = Path(folder) / f"store{passes}"
         finished = start(grid, store).wait()
         kill([process for process in survivors if process.is_running()])
+        for process in begun_sweeps:
+            process.kill()
+            process.wait()
         faults.update(compare(store, reference) if finished == 0 else {"unfinished": 1})
         left = sum(1 for path in store.rglob("*") if path.name.startswith(".") and path.name != ".sweep")
     return {
