@@ -30,6 +30,7 @@ def alone_and_quick(monkeypatch, tmp_path):
     """No published records, few scenes and particles: how well a metric is estimated is not tested here."""
     monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
     monkeypatch.setattr(data, "NUM_SCENES", {"train": NUM_TRAIN, "test": NUM_TEST})
+    monkeypatch.setattr(air, "LEAST_BETWEEN_LOGS", 1)
     monkeypatch.setattr(air, "CURVE_SCENES", 6)
     monkeypatch.setattr(air, "CURVE_PARTICLES", 3)
     monkeypatch.setattr(air, "WEIGHTED_PARTICLES", 5)

@@ -17,6 +17,7 @@ from rwslib.training import Optimizer, Problem, Trainer, adam, largest_divisor, 
 
 AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
+LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
 CURVE_SCENES = 200
 CURVE_PARTICLES = 10  # of the test curve, the same for every K so that runs compare
 WEIGHTED_PARTICLES = 100  # of the importance-weighted count
@@ -190,7 +191,9 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         evaluate=evaluate,
         num_particles=config.num_particles,
         num_iterations=config.num_iterations,
-        log_every=largest_divisor(config.num_iterations, max(100, config.num_iterations // 100)),
+        log_every=largest_divisor(
+            config.num_iterations, max(LEAST_BETWEEN_LOGS, config.num_iterations // 100)
+        ),
         learning_rate=lambda iteration: config.learning_rate / 3 ** (iteration >= decays).sum(),
         seed=config.seed,
         epoch=(len(train), config.batch_size),
