@@ -55,7 +55,7 @@ reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make thei
 drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
 	$(PY) tools/drill.py --write book/results/drill.json
 
-test: lint  ## lint, unit tests, and the notebooks' stored outputs, twice
+test: lint $(SWEEP_STAMP)  ## lint, unit tests, and the notebooks' stored outputs, twice
 	$(PYTEST)
 	$(NBVAL)
 	@echo "The notebooks once more with the plainest CPU kernels, as a stand-in for another machine:"
