@@ -320,11 +320,12 @@ def air_claims(runs: Runs) -> dict[str, Claim]:
             f"count accuracy of VIMCO below {USABLE}, K {last}": _effect(USABLE - accuracy["vimco", last]),
         }
 
+    down = turns_down()
     effects = {
         "AIR-1": ("WW learns a better model with every step in particles", _improves(log_marginal, "ww")),
         "AIR-2": (
             f"VIMCO's model improves up to {BEST_K} particles and gets worse beyond",
-            _improves(log_marginal, "vimco", BEST_K) | turns_down() if turns_down() else {},
+            _improves(log_marginal, "vimco", BEST_K) | down if down else {},
         ),
         "AIR-3": (
             "VIMCO's learning curves are noisier than WW's",

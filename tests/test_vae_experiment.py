@@ -179,7 +179,11 @@ def test_steps_are_those_of_torch_adam_with_the_rows_and_rates_of_the_stages(mon
         trainer.train_block()
     assert trainer.iteration == len(rates)
     for name, value in parts.named_parameters():
-        torch.testing.assert_close(trainer.params[f"parts.{name}"][0], value.detach(), rtol=1e-4, atol=2e-5)
+        found = trainer.params[f"parts.{name}"][0]
+        close = torch.isclose(found, value.detach(), rtol=1e-4, atol=2e-6)
+        # where a gradient is all rounding, Adam's division makes steps of it
+        assert (~close).sum() <= 1e-4 * close.numel(), name
+        torch.testing.assert_close(found, value.detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_an_image_is_binarised_afresh_in_every_epoch():
