@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from resuming import assert_resumes
 from torch import nn
 
-from rwslib import data, training
+from rwslib import data
 from rwslib.experiments import CONFIGS, AIRConfig, air, run, stored
 from rwslib.methods import METHODS
 from rwslib.models.air import Latents
@@ -281,15 +282,6 @@ ESTIMATES = ("log_marginal", "kl_q_p", "elbo", "ess")
 JUDGED = ("count_accuracy_sample", "count_accuracy_mode", "count_accuracy_weighted", "box_iou")
 
 
-def assert_same_run(left, right):
-    assert left.metrics.keys() == right.metrics.keys()
-    for name, value in right.metrics.items():
-        np.testing.assert_array_equal(left.metrics[name], value, err_msg=name)
-    assert left.weights().keys() == right.weights().keys()
-    for name, value in right.weights().items():
-        np.testing.assert_array_equal(left.weights()[name], value, err_msg=name)
-
-
 def test_a_record_has_the_documented_metrics(tmp_path):
     config = tiny(num_runs=2)
     assert stored(config, tmp_path) is None
@@ -317,32 +309,8 @@ def test_a_record_has_the_documented_metrics(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    config = tiny("vimco", warmup_iterations=1)
-    log = Trainer.log
-
-    def interrupted(trainer):
-        if trainer.iteration == 3:
-            raise KeyboardInterrupt
-        log(trainer)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-        patched.setattr(Trainer, "log", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "interrupted")
-    assert stored(config, tmp_path / "interrupted") is None
-    assert len(list((tmp_path / "interrupted" / "air").glob("*.checkpoint"))) == 1
-
-    steps, train_block = [], Trainer.train_block
-
-    def counted(trainer):
-        steps.append(trainer.iteration)
-        train_block(trainer)
-
-    monkeypatch.setattr(Trainer, "train_block", counted)
-    resumed = run(config, tmp_path / "interrupted")
+    steps = assert_resumes(tiny("vimco", warmup_iterations=1), 3, tmp_path, monkeypatch)
     assert steps == [2, 3]  # from the last checkpoint on
-    assert_same_run(resumed, run(config, tmp_path / "whole"))
 
 
 # -- what a run is judged by ---------------------------------------------------------------------------

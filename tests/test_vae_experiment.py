@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from resuming import assert_resumes, assert_same_run, record_steps
 
-from rwslib import data, records, training
+from rwslib import data, records
 from rwslib.evaluation import active_units
 from rwslib.experiments import CONFIGS, VAEConfig, run, stored, vae
 from rwslib.methods import METHODS
@@ -285,15 +286,6 @@ CURVES = ("train_bound", "test_bound")
 ESTIMATES = ("log_marginal", "kl_q_p", "elbo", "ess")
 
 
-def assert_same_run(left, right):
-    assert left.metrics.keys() == right.metrics.keys()
-    for name, value in right.metrics.items():
-        np.testing.assert_array_equal(left.metrics[name], value, err_msg=name)
-    assert left.weights().keys() == right.weights().keys()
-    for name, value in right.weights().items():
-        np.testing.assert_array_equal(left.weights()[name], value, err_msg=name)
-
-
 def checkpoints(folder):
     return sorted((folder / "vae").glob("*.checkpoint"))
 
@@ -341,44 +333,14 @@ def test_the_recorded_log_marginals_follow_from_the_recorded_weights(tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    config = tiny(num_stages=2, num_runs=1)
-    log = Trainer.log
-
-    def interrupted(trainer):
-        if trainer.iteration == 33:
-            raise KeyboardInterrupt
-        log(trainer)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-        patched.setattr(Trainer, "log", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, tmp_path / "interrupted")
-    assert stored(config, tmp_path / "interrupted") is None
-    assert len(checkpoints(tmp_path / "interrupted")) == 1
-
-    steps, train_block = [], Trainer.train_block
-
-    def counted(trainer):
-        steps.append(trainer.iteration)
-        train_block(trainer)
-
-    monkeypatch.setattr(Trainer, "train_block", counted)
-    resumed = run(config, tmp_path / "interrupted")
+    steps = assert_resumes(tiny(num_stages=2, num_runs=1), 33, tmp_path, monkeypatch)
     assert min(steps) == 22  # where the last checkpoint was
-    assert_same_run(resumed, run(config, tmp_path / "whole"))
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_equals_one_from_scratch(tmp_path, monkeypatch):
     """And a shorter one asked for afterwards trains by itself and leaves the longer checkpoint alone."""
     short, long = tiny("ww", num_runs=1), tiny("ww", num_runs=1, num_stages=2)
-    steps, train_block = [], Trainer.train_block
-
-    def counted(trainer):
-        steps.append(trainer.iteration)
-        train_block(trainer)
-
-    monkeypatch.setattr(Trainer, "train_block", counted)
+    steps = record_steps(monkeypatch)
     first = run(short, tmp_path / "grown")
     grown = run(long, tmp_path / "grown")
     assert sorted(steps) == list(range(44))  # none twice
