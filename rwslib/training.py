@@ -7,15 +7,11 @@ alone, so a replicate does not depend on its neighbours, and a resumed run repea
 """
 
 import copy
-import ctypes
 import os
-import shutil
 import sys
-import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +24,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
+from rwslib.cpu import can_compile, single_thread
 from rwslib.methods import Method
 from rwslib.noise import Noise, Tape, seed_for
-
-Tensors = dict[str, Tensor]
+from rwslib.optimizers import Optimizer, Tensors, adam
 
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
 UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
@@ -75,7 +71,7 @@ class Problem:
     learning_rate: float | Callable[[Tensor], Tensor]
     seed: int
     epoch: tuple[int, int] | None = None
-    optimizer: "Optimizer" = field(default_factory=lambda: Optimizer(adam))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(adam))
     hold: dict[str, int] = field(default_factory=dict)
     mapped: bool = True
     options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
@@ -126,73 +122,6 @@ def _one_by_one(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of a number that is not above a limit (at least 1)."""
     return next(d for d in range(max(1, min(number, at_most)), 0, -1) if number % d == 0)
-
-
-def adam(
-    params: Tensors,
-    grads: Tensors,
-    moments: tuple[Tensors, Tensors],
-    step: Tensor,
-    learning_rate: float | Tensor,
-    eps: float = 1e-8,
-) -> tuple[Tensors, tuple[Tensors, Tensors]]:
-    """One step of Adam with default betas (Kingma & Ba 2015), as ``torch.optim.Adam`` but without state.
-
-    Args:
-        step: number of this step, from 1, as a float64 scalar tensor.
-    """
-    (m, v), beta1, beta2 = moments, 0.9, 0.999
-    m = {name: beta1 * m[name] + (1 - beta1) * g for name, g in grads.items()}
-    v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in grads.items()}
-    rate = learning_rate / (1 - beta1**step)
-    root = (1 - beta2**step).sqrt()
-
-    def update(name: str) -> Tensor:
-        value = params[name]
-        return value - rate.to(value.dtype) * m[name] / (v[name].sqrt() / root.to(value.dtype) + eps)
-
-    return {name: update(name) for name in params}, (m, v)
-
-
-def rmsprop(
-    params: Tensors,
-    grads: Tensors,
-    moments: tuple[Tensors, Tensors],
-    step: Tensor,
-    learning_rate: float | Tensor,
-) -> tuple[Tensors, tuple[Tensors, Tensors]]:
-    """One step of RMSProp with momentum 0.9 as TensorFlow 1 defines it, which the authors' AIR code uses.
-
-    Unlike ``torch.optim.RMSprop``: decay 0.9, 1e-10 inside the root, the learning rate inside the
-    momentum; its mean square starts at one.
-    """
-    mean_square, momentum = moments
-    mean_square = {name: 0.9 * mean_square[name] + 0.1 * g * g for name, g in grads.items()}
-    rate = torch.as_tensor(learning_rate).float()
-    momentum = {
-        name: 0.9 * momentum[name] + rate * g / (mean_square[name] + 1e-10).sqrt()
-        for name, g in grads.items()
-    }
-    return {name: value - momentum[name] for name, value in params.items()}, (mean_square, momentum)
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """An optimiser as a pure function.
-
-    Attributes:
-        update: ``(params, grads, moments, step, learning_rate) -> (params, moments)``.
-        start: what its two moments start from.
-    """
-
-    update: Callable[..., tuple[Tensors, tuple[Tensors, Tensors]]]
-    start: tuple[float, float] = (0.0, 0.0)
-
-
-def can_compile() -> bool:
-    """Whether ``torch.compile`` finds what it needs on the CPU: a C++ compiler and Python's headers."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
 class Trainer:
@@ -528,26 +457,3 @@ class Trainer:
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"
             ) from error
         return True
-
-
-@contextmanager
-def single_thread(device: str):
-    """One thread and no denormals on the CPU: faster for small models, and the same numbers every time."""
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        _keep_freed_memory()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: mapping large tensors anew every step costs a quarter of its time."""
-    if sys.platform == "linux":
-        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # names in malloc.h
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_threshold, 2**25)

@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from rwslib import estimators, methods, plotting
 from rwslib.models.gmm import GMM, InferenceNetwork
 from rwslib.noise import Noise, Tape
-from rwslib.training import adam
+from rwslib.optimizers import adam
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "book/_static"

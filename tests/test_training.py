@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from toys import GaussianModel, GaussianNetwork
 
 from rwslib import records
+from rwslib.cpu import can_compile
 from rwslib.experiments import GMMConfig, gmm, run
 from rwslib.methods import METHODS
 from rwslib.noise import Tape
-from rwslib.training import Problem, Trainer, adam, can_compile, largest_divisor
+from rwslib.optimizers import adam
+from rwslib.training import Problem, Trainer, largest_divisor
 
 CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
 

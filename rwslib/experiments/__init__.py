@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from rwslib import records
+from rwslib.cpu import single_thread
 from rwslib.experiments import air, gmm, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
 from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
-from rwslib.training import Trainer, single_thread
+from rwslib.training import Trainer
 
 __all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "modules", "run", "stored", "train"]
 

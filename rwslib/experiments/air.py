@@ -13,7 +13,8 @@ from rwslib.experiments.common import check_common, require, require_int, requir
 from rwslib.methods import METHODS
 from rwslib.models.air import MAX_OBJECTS, MIN_SD, GenerativeModel, InferenceNetwork, boxes
 from rwslib.noise import Noise
-from rwslib.training import Optimizer, Problem, Trainer, adam, largest_divisor, rmsprop
+from rwslib.optimizers import Optimizer, adam, rmsprop
+from rwslib.training import Problem, Trainer, largest_divisor
 
 AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}

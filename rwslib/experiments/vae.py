@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
+from rwslib.cpu import can_compile
 from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise
-from rwslib.training import COMPILE_FROM, Optimizer, Problem, Trainer, adam, can_compile
+from rwslib.optimizers import Optimizer, adam
+from rwslib.training import COMPILE_FROM, Problem, Trainer
 
 VAE_METHODS = ("iwae", "vae", "ww", "ws", "wws", "dreg", "rws_dreg", "stl", "reinforce", "vimco", "tvo")
 PAPER_STAGES = 8
