@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 from claims_page import claims_page
+from compare_methods import comparison
 from markup import table, text
 
 from rwslib.methods import METHODS
@@ -132,6 +133,9 @@ def main() -> None:
     write_picture(notebook, folder / "_static/figure4.svg")
     parts = [
         ("methods.md", "methods table", lambda: methods_table(ablations=False)),
+        ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
+        ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
+        ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
         ("benchmark.md", "benchmark", benchmark_table),
         ("rerun.md", "drills", drill_table),
         ("intro.md", "verdicts", lambda: verdicts(notebook)),
