@@ -8,6 +8,7 @@ import numpy as np
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
+BIBLIOGRAPHY = (ROOT / "book/references.bib").read_text()
 
 
 def test_every_test_that_a_page_names_exists():
@@ -16,6 +17,23 @@ def test_every_test_that_a_page_names_exists():
         for name, parameter in re.findall(r"`(test_\w+)(?:\[(\w+)\])?`", page.read_text()):
             assert f"def {name}(" in code, f"{page.name}: {name}"
             assert not parameter or f"def {parameter}(" in code, f"{page.name}: {parameter}"
+
+
+def test_the_bibliography_holds_what_is_cited_and_nothing_else():
+    sources = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    found = re.findall(r"\{cite(?::\w+)?\}`([^`{]+)`", "\n".join(path.read_text() for path in sources))
+    cited = {key.strip() for keys in found for key in keys.split(",")}
+    cited |= {method.reference for method in METHODS.values()}
+    entries = re.findall(r"^@\w+\{([^,\s]+),(.*?)^\}?\s*(?=@|\Z)", BIBLIOGRAPHY, re.M | re.S)
+    assert {key for key, _ in entries} == cited
+    for key, fields in entries:
+        assert re.search(r"(doi|eprint|url)=\{", fields), f"{key} has no public record"
+
+
+def test_every_method_is_said_when_to_use():
+    page = (ROOT / "book/methods.md").read_text()
+    for name, method in METHODS.items():
+        assert (f"\n{name}, {method.title}\n: Use it " in page) == (method.ablation is None), name
 
 
 def test_the_worked_example_of_the_design_page_runs():
