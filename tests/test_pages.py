@@ -1,9 +1,13 @@
 """What the book's pages say about the code is so."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from glossary_links import glossary_terms, link_terms
 
 from rwslib.methods import METHODS
 
@@ -17,6 +21,29 @@ def test_every_test_that_a_page_names_exists():
         for name, parameter in re.findall(r"`(test_\w+)(?:\[(\w+)\])?`", page.read_text()):
             assert f"def {name}(" in code, f"{page.name}: {name}"
             assert not parameter or f"def {parameter}(" in code, f"{page.name}: {parameter}"
+
+
+def test_first_uses_of_terms_are_linked_and_nothing_else_changes():
+    terms = glossary_terms(ROOT / "book/glossary.md")
+    assert "particle" in terms
+    assert "effective sample size (ESS)" in terms
+    quiet = """# A bound
+(particle)=
+| baseline | score |
+`particle` {doc}`the bound </bound>` $particle$ [the score](particle) <!-- generated: baseline -->
+```{note}
+A particle in a directive.
+```
+$$
+dream
+$$ (dream)
+Sub-particles and scoreboards."""
+    assert link_terms([quiet], terms) == [quiet]
+    texts = ["Two particles, a\nparticle; the *evidence lower bound*.", "Particle, ELBO"]
+    first, second = link_terms(texts, terms)
+    assert "Two {term}`particles <particle>`, a\nparticle; the *{term}`" in first
+    assert first.endswith("*{term}`evidence lower bound <ELBO>`*.")
+    assert second == "Particle, ELBO"
 
 
 def test_the_bibliography_holds_what_is_cited_and_nothing_else():

@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ BUILD = ROOT / "_build"
 STAGE = BUILD / "stage"
 SITE = BUILD / "html"
 EXPORT = "from rwslib.claims import export\n\nprint(export(claims))"  # for the page of claims, see there
+TERMS = glossary_terms(ROOT / "book/glossary.md")
 Parameters = dict[str, Any]
 
 
@@ -105,6 +107,9 @@ def stage_sources() -> None:
     STAGE.mkdir(parents=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("results"))
     shutil.copytree(ROOT / "notebooks", STAGE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for page in (STAGE / "book").glob("*.md"):
+        if page.name != "glossary.md":
+            page.write_text(*link_terms([page.read_text()], TERMS))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     if url := repository_url():
         config["repository"]["url"] = url
@@ -151,6 +156,9 @@ def execute(name: str, parameters: Parameters) -> str | None:
             break
     notebook = nbformat.read(target, as_version=4)
     hand_over_claims(notebook, name)
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell, linked in zip(prose, link_terms([cell.source for cell in prose], TERMS), strict=True):
+        cell.source = linked
     for part in (notebook, *notebook.cells):  # times and paths of this machine
         part.metadata.pop("papermill", None)
     nbformat.write(notebook, target)
