@@ -1,11 +1,13 @@
 """Verdicts follow the numbers they are given."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rwslib.claims import air_claims, claims_table, gmm_claims, vae_claims
+from rwslib import estimators
+from rwslib.claims import air_claims, claims_table, export, general_claims, gmm_claims, sum_up, vae_claims
 from rwslib.records import RunRecord
 
 METHODS = ("concrete", "relax", "reinforce", "vimco", "ws", "ww", "dww")
@@ -197,3 +199,58 @@ def test_the_scenes_are_judged_on_what_was_run():
     assert verdicts["AIR-1"] == "holds"
     assert verdicts["AIR-2"] == "not run"
     assert {claim.verdict for claim in air_claims({}).values()} == {"not run"}
+
+
+def test_a_claim_names_the_records_that_it_rests_on():
+    runs = {
+        cell: RunRecord(dict(zip(("method", "num_particles"), cell, strict=True)), {}, run.metrics, run.path)
+        for cell, run in as_the_paper_says().items()
+    }
+    cells = {
+        name: {tuple(record.config.values()) for record in claim.records}
+        for name, claim in judge(runs).items()
+    }
+    assert cells["GMM-8"] == {("ww", 2)}
+    assert cells["GMM-1"] == {(method, K) for method in ("ws", "ww") for K in (2, 5, 10, 20)}
+    assert cells["GMM-14"] == {("reinforce", K) for K in (2, 5, 10, 20)}
+    assert cells["GMM-16"] == set()
+
+
+def test_export_is_json_without_infinities():
+    runs = {(m, K): vae_record(-90 + K, num_runs=1) for m in ("iwae", "ww") for K in (8, 16)}
+    exported = json.loads(export(vae_claims(runs)), parse_constant=pytest.fail)
+    (effect, _) = exported["VAE-1"]["effects"]
+    assert effect == {"setting": "IWAE, K 8 to 16", "value": 8, "low": None, "high": None}
+    assert exported["VAE-1"]["verdict"] == "mixed"
+    assert exported["VAE-7"] | {"says": "", "measured": ""} == {
+        "source": "text",
+        "says": "",
+        "measured": "",
+        "verdict": "not run",
+        "effects": [],
+        "shown": ["fig-vae-others"],
+        "records": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        (["holds", "not run", "holds"], "holds"),
+        (["does not hold", "does not hold"], "does not hold"),
+        (["holds", "does not hold"], "mixed"),
+        (["mixed", "not run"], "mixed"),
+        (["not run"], "not run"),
+        ([], "not run"),
+    ],
+)
+def test_a_whole_is_judged_by_its_parts(parts, whole):
+    assert sum_up(parts) == whole
+
+
+def test_the_identities_hold_and_wrong_estimators_break_them(monkeypatch):
+    assert [claim.verdict for claim in general_claims().values()] == ["holds", "holds"]
+    right = estimators.wake_phi_loss
+    monkeypatch.setattr(estimators, "wake_phi_loss", lambda log_p, log_q: right(log_p, log_q) * (1 + 1e-9))
+    monkeypatch.setattr(estimators, "vimco_loss", lambda log_p, log_q: -(log_p - log_q).mean(dim=0))
+    assert [claim.verdict for claim in general_claims().values()] == ["does not hold", "does not hold"]

@@ -1,13 +1,18 @@
 """What the book's pages say about the code is so."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from glossary_links import glossary_terms, link_terms
+
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
+BIBLIOGRAPHY = (ROOT / "book/references.bib").read_text()
 
 
 def test_every_test_that_a_page_names_exists():
@@ -16,6 +21,46 @@ def test_every_test_that_a_page_names_exists():
         for name, parameter in re.findall(r"`(test_\w+)(?:\[(\w+)\])?`", page.read_text()):
             assert f"def {name}(" in code, f"{page.name}: {name}"
             assert not parameter or f"def {parameter}(" in code, f"{page.name}: {parameter}"
+
+
+def test_first_uses_of_terms_are_linked_and_nothing_else_changes():
+    terms = glossary_terms(ROOT / "book/glossary.md")
+    assert "particle" in terms
+    assert "effective sample size (ESS)" in terms
+    quiet = """# A bound
+(particle)=
+| baseline | score |
+`particle` {doc}`the bound </bound>` $particle$ [the score](particle) <!-- generated: baseline -->
+```{note}
+A particle in a directive.
+```
+$$
+dream
+$$ (dream)
+Sub-particles and scoreboards."""
+    assert link_terms([quiet], terms) == [quiet]
+    texts = ["Two particles, a\nparticle; the *evidence lower bound*.", "Particle, ELBO"]
+    first, second = link_terms(texts, terms)
+    assert "Two {term}`particles <particle>`, a\nparticle; the *{term}`" in first
+    assert first.endswith("*{term}`evidence lower bound <ELBO>`*.")
+    assert second == "Particle, ELBO"
+
+
+def test_the_bibliography_holds_what_is_cited_and_nothing_else():
+    sources = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    found = re.findall(r"\{cite(?::\w+)?\}`([^`{]+)`", "\n".join(path.read_text() for path in sources))
+    cited = {key.strip() for keys in found for key in keys.split(",")}
+    cited |= {method.reference for method in METHODS.values()}
+    entries = re.findall(r"^@\w+\{([^,\s]+),(.*?)^\}?\s*(?=@|\Z)", BIBLIOGRAPHY, re.M | re.S)
+    assert {key for key, _ in entries} == cited
+    for key, fields in entries:
+        assert re.search(r"(doi|eprint|url)=\{", fields), f"{key} has no public record"
+
+
+def test_every_method_is_said_when_to_use():
+    page = (ROOT / "book/methods.md").read_text()
+    for name, method in METHODS.items():
+        assert (f"\n{name}, {method.title}\n: Use it " in page) == (method.ablation is None), name
 
 
 def test_the_worked_example_of_the_design_page_runs():

@@ -20,12 +20,15 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 STAGE = BUILD / "stage"
 SITE = BUILD / "html"
+EXPORT = "from rwslib.claims import export\n\nprint(export(claims))"  # for the page of claims, see there
+TERMS = glossary_terms(ROOT / "book/glossary.md")
 Parameters = dict[str, Any]
 
 
@@ -104,6 +107,9 @@ def stage_sources() -> None:
     STAGE.mkdir(parents=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("results"))
     shutil.copytree(ROOT / "notebooks", STAGE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for page in (STAGE / "book").glob("*.md"):
+        if page.name != "glossary.md":
+            page.write_text(*link_terms([page.read_text()], TERMS))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     if url := repository_url():
         config["repository"]["url"] = url
@@ -126,10 +132,13 @@ def repository_url() -> str | None:
 def execute(name: str, parameters: Parameters) -> str | None:
     """Execute one notebook into the staging folder; return what went wrong, if anything did."""
     target = STAGE / f"notebooks/{name}.ipynb"
+    source = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+    if any("verdicts" in cell.metadata.get("tags", []) for cell in source.cells):
+        source.cells.append(nbformat.v4.new_code_cell(EXPORT, metadata={"tags": ["claims"]}))
     for attempt in (1, 2):
         try:
             papermill.execute_notebook(
-                ROOT / f"notebooks/{name}.ipynb",
+                source,
                 target,
                 parameters,
                 kernel_name="python3",
@@ -146,10 +155,23 @@ def execute(name: str, parameters: Parameters) -> str | None:
         else:
             break
     notebook = nbformat.read(target, as_version=4)
+    hand_over_claims(notebook, name)
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    for cell, linked in zip(prose, link_terms([cell.source for cell in prose], TERMS), strict=True):
+        cell.source = linked
     for part in (notebook, *notebook.cells):  # times and paths of this machine
         part.metadata.pop("papermill", None)
     nbformat.write(notebook, target)
     return None
+
+
+def hand_over_claims(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Move what the added last cell printed to the page of claims, and the cell out of the notebook."""
+    if "claims" in notebook.cells[-1].metadata.get("tags", []):
+        cell = notebook.cells.pop()
+        target = STAGE / f"claims/{name}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("".join(output.text for output in cell.outputs))
 
 
 def copy_mathjax() -> None:

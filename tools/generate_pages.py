@@ -11,21 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from claims_page import claims_page
+from compare_methods import comparison
+from markup import table, text
 
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table, in a container that takes the margin on wide screens and scrolls on narrow ones."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([":::{div} wide-table full-width", *lines, ":::"])
-
-
-def text(value: Any) -> str:
-    """A value as one table cell: absent ones empty, no bars or line breaks."""
-    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")
 
 
 def citation(reference: Any, keys: set[str]) -> str:
@@ -43,30 +35,31 @@ def method_row(name: str, method: Any, keys: set[str]) -> list[str]:
         text(method.latent),
         text(method.ablation or method.control_variate or "none"),
         text(method.cost),
+        speeds(name),
         citation(method.reference, keys),
     ]
 
 
-def methods_tables() -> str:
-    """The methods of the literature, then the deliberate deviations from them."""
+def methods_table(ablations: bool) -> str:
+    """The methods of the literature, or the deliberate deviations from them."""
     bibliography = (ROOT / "book/references.bib").read_text()
     keys = set(re.findall(r"^@\w+\{([^,\s]+)", bibliography, re.MULTILINE))
-    rows = {
-        ablation: [
-            method_row(name, method, keys)
-            for name, method in METHODS.items()
-            if bool(method.ablation) == ablation
-        ]
-        for ablation in (False, True)
-    }
-    start, end = ["name", "method, function", "least K", "latents"], ["cost", "source"]
-    return "\n\n".join(
-        [
-            table([*start, "control variate", *end], rows[False]),
-            "## Ablations",
-            "These deviate from a method on purpose, to measure what the deviation does.",
-            table([*start, "deviation", *end], rows[True]),
-        ]
+    rows = [
+        method_row(name, method, keys)
+        for name, method in METHODS.items()
+        if bool(method.ablation) == ablations
+    ]
+    what = "deviation" if ablations else "control variate"
+    return table(["name", "method, function", "least K", "latents", what, "cost", "speed", "source"], rows)
+
+
+def speeds(name: str) -> str:
+    """Measured replicate-iterations a second of one method, by K; empty where it was not measured."""
+    path = ROOT / "book/results/benchmark.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    found = [row for row in rows if row["method"] == name]
+    return ", ".join(
+        f"{row['replicate_iterations_per_second']:,.0f} at K = {row['num_particles']}" for row in found
     )
 
 
@@ -126,42 +119,6 @@ def verdicts(notebook: Path) -> str:
     return "```text\n" + "".join(output["text"] for output in cell.outputs) + "```"
 
 
-CHAPTERS = {
-    "02_gmm": "The Gaussian mixture (section 4.3)",
-    "03_vae": "The continuous model (section 4.2)",
-    "04_air": "Attend, infer, repeat (section 4.1)",
-}
-
-
-def claim_rows(notebook: Path) -> dict[str, list[str]]:
-    """The cells of each row of the notebook's table of claims, by the claim's name."""
-    tables = [
-        output["data"]["text/markdown"]
-        for cell in cells(notebook)
-        for output in cell.outputs
-        if "| claim |" in output.get("data", {}).get("text/markdown", "")
-    ]
-    lines = (line for line in tables[0].splitlines() if re.match(r"\| [A-Z]+-\d", line))
-    rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
-    return {row[0]: row[1:] for row in rows}
-
-
-def ledger(notebooks: Path) -> str:
-    """All claims with their verdicts: how many of each, then a table a chapter."""
-    claims = {name: claim_rows(notebooks / f"{name}.ipynb") for name in CHAPTERS}
-    outcomes = ["holds", "mixed", "does not hold", "not run"]
-    header, summary = ["chapter", *outcomes], []
-    for name, title in CHAPTERS.items():
-        found = [row[-1].strip("*") for row in claims[name].values()]
-        summary.append([f"{{doc}}`{title} </notebooks/{name}>`", *(str(found.count(o)) for o in outcomes)])
-    parts = [table(header, summary)]
-    for name, title in CHAPTERS.items():
-        header = ["claim", "the paper says", "agree", "weakest effect", "strongest effect", "verdict"]
-        parts += [f"## {title}", f"Shown in {{doc}}`/notebooks/{name}`, under *Claim by claim*."]
-        parts.append(table(header, [[claim, *row] for claim, row in claims[name].items()]))
-    return "\n\n".join(parts)
-
-
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with two significant digits; unknown ones empty."""
     return "" if fraction is None else f"{100 * fraction:.2g} %"
@@ -174,14 +131,17 @@ def main() -> None:
     folder = Path(sys.argv[1])
     notebook = folder.parent / "notebooks/02_gmm.ipynb"
     write_picture(notebook, folder / "_static/figure4.svg")
-    parts = {
-        "methods.md": ("methods table", methods_tables),
-        "benchmark.md": ("benchmark", benchmark_table),
-        "rerun.md": ("drills", drill_table),
-        "intro.md": ("verdicts", lambda: verdicts(notebook)),
-        "claims.md": ("ledger", lambda: ledger(notebook.parent)),
-    }
-    for page, (name, generate) in parts.items():
+    parts = [
+        ("methods.md", "methods table", lambda: methods_table(ablations=False)),
+        ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
+        ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
+        ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
+        ("benchmark.md", "benchmark", benchmark_table),
+        ("rerun.md", "drills", drill_table),
+        ("intro.md", "verdicts", lambda: verdicts(notebook)),
+        ("claims.md", "ledger", lambda: claims_page(folder.parent)),
+    ]
+    for page, name, generate in parts:
         path, marker = folder / page, f"<!-- generated: {name} -->"
         source = path.read_text()
         if marker not in source:

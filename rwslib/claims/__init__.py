@@ -1,0 +1,24 @@
+"""The paper's checkable statements as numbers: effects with bootstrap intervals, verdicts by rule.
+
+An effect is signed so that the paper says *positive*: a difference of medians over replicates (of means
+where there are only a few), or a logarithm of a ratio.  A claim whose methods or particle numbers were
+not run is "not run".
+"""
+
+from rwslib.claims.air import air_claims
+from rwslib.claims.common import VERDICTS, Claim, claims_table, export, sum_up
+from rwslib.claims.general import general_claims
+from rwslib.claims.gmm import gmm_claims
+from rwslib.claims.vae import vae_claims
+
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "air_claims",
+    "claims_table",
+    "export",
+    "general_claims",
+    "gmm_claims",
+    "sum_up",
+    "vae_claims",
+]
