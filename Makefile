@@ -80,8 +80,8 @@ notebooks: $(STAMP)  ## execute the committed notebooks in place, at their defau
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for another port)
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-bench: $(STAMP)  ## measure the training speed of every method
-	$(PY) tools/bench.py --write book/results/benchmark.json
+bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet machine (ARGS="--only air" for a part)
+	$(PY) tools/bench.py $(ARGS) --write book/results/benchmark.json
 
 clean:  ## remove the built book and the caches; keep .venv and results
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -1,27 +1,40 @@
-"""Measure the training speed of every method on the mixture, and write the table that the book shows.
+"""Measure how fast training, evaluation and sweeps are, beside the limits of the machine and what we aim at.
 
-Replicate-iterations a second, ten replicates together, one process on one thread, after compilation;
-beside them the share of two limits of the machine, both measured here: its matrix-multiply rate and
-its memory bandwidth.
+All in one process on one thread, after compilation.  The limits are measured here, too: matrix products
+of float32 and of bfloat16 numbers, and copies of memory.  Each section that is measured replaces its
+namesake in the file of `--write`; the others stay.
 """
 
 import argparse
+import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from rwslib import records
-from rwslib.experiments import GMMConfig, gmm
-from rwslib.methods import METHODS
+from rwslib import data, records
+from rwslib.evaluation import importance_estimates
+from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
 from rwslib.noise import Noise
-from rwslib.training import Trainer
+from rwslib.training import Trainer, can_compile, single_thread
 
-REPLICATES = 10
-TARGETS = {  # least replicate-iterations a second at K = 2 and 20
+Limits = dict[str, float]
+Rows = Iterator[dict[str, Any]]
+
+GMM_RUNS = 10  # replicates together
+GMM_AIMS = {  # replicate-iterations a second at K = 2 and 20
     "ww": (15_000, 8_000),
     "reinforce": (15_000, 8_000),
     "vimco": (15_000, 8_000),
@@ -30,9 +43,16 @@ TARGETS = {  # least replicate-iterations a second at K = 2 and 20
     "concrete": (6_000, 1_600),
     "relax": (1_400, 350),
 }
+VAE_AIMS = {8: 0.55, 64: 0.75}  # share of the float32 limit by K
+MNIST_STEPS = 1875  # an epoch of MNIST in batches of 32
+EVALUATION_AIM = 360  # seconds
+EVALUATED_IMAGES, EVALUATED_PARTICLES, TEST_IMAGES = 500, 5000, 10_000
+AIR_AIMS = {5: 15, 10: None, 20: 6}  # iterations a second by K
+SHARED_RUNS, OWN_RUNS, ROWS, RECORDS = 12, 4, 600, 1000
+SWEEP_AIMS = {"run": 3, "up to date": 15, "list": 2}  # seconds
 
 
-def rate(work, seconds: float) -> float:
+def rate(work: Callable[[], Any], seconds: float) -> float:
     """Calls a second of a function, over at least so many seconds, the first call not counted."""
     work()
     calls, begun = 0, time.perf_counter()
@@ -42,75 +62,229 @@ def rate(work, seconds: float) -> float:
     return calls / (time.perf_counter() - begun)
 
 
-def matmul_limit() -> float:
-    """Floating-point operations a second of a large float32 matrix product."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 * rate(lambda: a @ a, 1.0)
+def machine_limits(seconds: float) -> Limits:
+    """Operations a second of large matrix products; bytes a second, read and written, of an uncached copy."""
 
+    def flops(dtype: torch.dtype) -> float:
+        a = torch.randn(1024, 1024).to(dtype)
+        return 2 * 1024**3 * rate(lambda: a @ a, seconds)
 
-def memory_limit() -> float:
-    """Bytes a second of a copy that no cache holds, read and written."""
     source, target = torch.zeros(2, 2**26)
-    return 2 * source.nbytes * rate(lambda: target.copy_(source), 1.0)
+    return {
+        "flops_per_second": flops(torch.float32),
+        "bfloat16_flops_per_second": flops(torch.bfloat16),
+        "bytes_per_second": 2 * source.nbytes * rate(lambda: target.copy_(source), seconds),
+    }
 
 
-def cost(trainer: Trainer) -> tuple[float, float]:
+def speed(trainer: Trainer, seconds: float) -> float:
+    """Iterations of one replicate a second, drawing batches and random numbers included."""
+    return rate(trainer.train_block, seconds) * trainer.block * len(trainer.replicates)
+
+
+def cost(trainer: Trainer) -> tuple[int, int]:
     """Least work of one replicate-iteration: operations of its matrix products, bytes of state and noise."""
     with FlopCounterMode(display=False) as counter:
         parameters = list(trainer.objective.parameters())
         noise = Noise(0)
         x = trainer.problem.draw_batch(noise, trainer._rows(1)[0, 0])
         loss = trainer.objective(x, noise, torch.tensor(0.5))
-        torch.autograd.grad(loss, parameters, allow_unused=True)
+        loss.backward()
     state = 6 * sum(value.numel() for value in parameters)  # parameters and two moments, read and written
     return counter.get_total_flops(), 4 * (state + 2 * sum(trainer.numbers.values()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(TARGETS), choices=METHODS)
-    parser.add_argument("--num-particles", nargs="+", type=int, default=[2, 20])
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
-    parser.add_argument("--write", type=Path, help="also write the table as JSON")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    flops_limit, bytes_limit = matmul_limit(), memory_limit()
-    print(f"limits of one thread: {flops_limit / 1e9:.0f} Gflop/s, {bytes_limit / 1e9:.1f} GB/s")
-    print(f"{'method':10} {'K':>3} {'replicate-iterations/s':>23} {'target':>8} {'matmul':>8} {'memory':>8}")
-    rows = []
-    for method in arguments.methods:
-        for num_particles in arguments.num_particles:
-            trainer = Trainer(gmm.problem(GMMConfig(method, num_particles)), range(REPLICATES))
-            speed = rate(trainer.train_block, arguments.seconds) * trainer.block * REPLICATES
-            flops, traffic = cost(trainer)
-            target = dict(zip((2, 20), TARGETS.get(method, ()), strict=False)).get(num_particles)
-            matmul, memory = speed * flops / flops_limit, speed * traffic / bytes_limit
-            print(
-                f"{method:10} {num_particles:3} {speed:23,.0f} {target or '':>8} {matmul:8.1%} {memory:8.1%}",
-                flush=True,
-            )
-            rows.append(
-                {
-                    "method": method,
-                    "num_particles": num_particles,
-                    "replicate_iterations_per_second": round(speed),
-                    "fraction_of_matmul_limit": round(matmul, 4),
-                    "fraction_of_memory_limit": round(memory, 4),
-                }
-            )
-    if arguments.write:
-        provenance = records.provenance(0, "cpu")
-        table = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "hardware": provenance["hardware"],
-            "limits": {
-                "flops_per_second": round(flops_limit),
-                "bytes_per_second": round(bytes_limit),
-            },
-            "rows": rows,
+# -- sections -----------------------------------------------------------------------------------------
+
+
+def gmm_rows(seconds: float, limits: Limits) -> Rows:
+    """The mixture, ten replicates together."""
+    for (method, aims), (i, num_particles) in product(GMM_AIMS.items(), enumerate((2, 20))):
+        trainer = Trainer(gmm.problem(GMMConfig(method, num_particles)), range(GMM_RUNS))
+        found, (flops, traffic) = speed(trainer, seconds), cost(trainer)
+        yield {
+            "method": method,
+            "num_particles": num_particles,
+            "replicate_iterations_per_second": round(found),
+            "aim_per_second": aims[i],
+            "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
+            "fraction_of_memory_limit": found * traffic / limits["bytes_per_second"],
         }
-        arguments.write.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def vae_rows(seconds: float, limits: Limits) -> Rows:
+    """The continuous model, at MNIST's size of image, batch and epoch."""
+    kinds = {"float32": "flops_per_second", "bfloat16": "bfloat16_flops_per_second"}
+    cases = product(kinds, VAE_AIMS, ("iwae", "ww"), (1, 4))
+    for precision, num_particles, method, num_runs in cases:
+        config = VAEConfig(method, num_particles, "digits", vae.PAPER_STAGES, num_runs, precision=precision)
+        problem = dataclasses.replace(vae.problem(config), log_every=MNIST_STEPS)
+        trainer = Trainer(problem, range(num_runs))
+        decoder, encoder = (
+            sum(weight.numel() for weight in trainer.objective.parts[part].parameters() if weight.ndim == 2)
+            for part in ("p", "q")
+        )
+        # forward, and backward twice as much: two operations a weight, for every particle or every image
+        flops = 3 * 2 * config.batch_size * (decoder * num_particles + encoder)
+        found = speed(trainer, seconds)
+        yield {
+            "precision": precision,
+            "method": method,
+            "num_particles": num_particles,
+            "replicates": num_runs,
+            "replicate_iterations_per_second": round(found, 1),
+            "gigaflop_per_iteration": flops / 1e9,
+            "fraction_of_matmul_limit": found * flops / limits[kinds[precision]],
+            "aim_fraction": VAE_AIMS[num_particles] if precision == "float32" else None,
+        }
+
+
+def evaluation_rows(seconds: float, limits: Limits) -> Rows:
+    """The final test log marginal of the continuous model: some images, scaled to the whole test set."""
+    images = data.load("digits").train[: EVALUATED_IMAGES + 20].flatten(1)
+    x, parts = data.binarize(images, Noise(1)), vae.build()
+
+    def timed(x: torch.Tensor) -> float:
+        begun = time.perf_counter()
+        arguments = (parts["p"], parts["q"], x, EVALUATED_PARTICLES, Noise(2))
+        importance_estimates(*arguments, compiled=can_compile())
+        return time.perf_counter() - begun
+
+    timed(x[:20])  # compiles
+    start = timed(x[:20])
+    yield {
+        "particles": EVALUATED_PARTICLES,
+        "images_measured": EVALUATED_IMAGES,
+        "images": TEST_IMAGES,
+        "seconds": round(start + (timed(x) - start) * TEST_IMAGES / (len(x) - 20)),
+        "aim_seconds": EVALUATION_AIM,
+    }
+
+
+def air_rows(seconds: float, limits: Limits) -> Rows:
+    """Attend, infer, repeat, one replicate from its start, where its work is much as later."""
+    for method, (num_particles, aim) in product(("ww", "vimco"), AIR_AIMS.items()):
+        trainer = Trainer(air.problem(AIRConfig(method, num_particles, "digits")), range(1))
+        flops, found = cost(trainer)[0], speed(trainer, seconds)
+        yield {
+            "method": method,
+            "num_particles": num_particles,
+            "iterations_per_second": round(found, 1),
+            "aim_per_second": aim,
+            "gigaflop_per_iteration": flops / 1e9,
+            "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
+        }
+
+
+def sweep_rows(seconds: float, limits: Limits) -> Rows:
+    """Whole commands, the start of Python included, on one core."""
+    with tempfile.TemporaryDirectory() as folder:
+        grid = Path(folder) / "grid.yaml"
+        environment = os.environ | {"RWSLIB_PUBLISHED": str(Path(folder) / "none"), "OMP_NUM_THREADS": "1"}
+
+        def timed(store: str, *command: str) -> float:
+            begun = time.perf_counter()
+            arguments = [*command, "--results-dir", str(Path(folder) / store)]
+            done = subprocess.run(
+                [sys.executable, "-m", "rwslib", *arguments], env=environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise SystemExit(f"rwslib {' '.join(command)} failed: {done.stderr}")
+            return time.perf_counter() - begun
+
+        def overhead(store: str, entry: dict[str, Any]) -> float:
+            grid.write_text(yaml.safe_dump([entry]))
+            took = timed(store, "sweep", str(grid), "--cores", "1")
+            trained = [record.provenance["seconds"] for record in records.iterate(Path(folder) / store)]
+            return (took - sum(trained)) / len(trained)
+
+        tiny = {"experiment": "gmm", "method": "ww", "num_particles": 2, "num_iterations": 20, "num_runs": 2}
+        own = {"experiment": "vae", "method": "ww", "num_particles": 2, "dataset": "digits"}
+        own |= {"num_stages": 1, "num_runs": 1, "eval_particles": 1}
+        for what, store, entry, number in (
+            ("a run beyond its training, in a job with others", "shared", tiny, SHARED_RUNS),
+            ("a run beyond its training, in a job of its own", "own", own, OWN_RUNS),
+        ):
+            found = overhead(store, entry | {"seed": list(range(number))})
+            yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["run"]}
+        seeds = fill(Path(folder) / "full", RECORDS)
+        fields = seeds[0] | {"seed": list(range(ROWS))}
+        grid.write_text(yaml.safe_dump([{k: v if k == "seed" else [v] for k, v in fields.items()}]))
+        found = timed("full", "sweep", str(grid))
+        what = f"a sweep of {ROWS} rows that are all done"
+        yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["up to date"]}
+        found = timed("full", "list")
+        what = f"list over {RECORDS:,} records"
+        yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["list"]}
+
+
+def fill(store: Path, number: int) -> list[dict[str, Any]]:
+    """Copies of a published record that differ by their seeds; returns their configurations."""
+    source = next(r for r in records.iterate(records.published_dir()) if r.config["experiment"] == "gmm")
+    configs = [source.config | {"seed": seed} for seed in range(number)]
+    for config in configs:
+        target = records.folder(config, store)
+        shutil.copytree(source.path, target, ignore=shutil.ignore_patterns("weights.safetensors"))
+        (target / "config.json").write_text(json.dumps(config))
+    return configs
+
+
+SECTIONS = {
+    "gmm": gmm_rows,
+    "vae": vae_rows,
+    "evaluation": evaluation_rows,
+    "air": air_rows,
+    "sweep": sweep_rows,
+}
+
+
+# -- output -------------------------------------------------------------------------------------------
+
+
+def cell(name: str, value: Any) -> str:
+    """A value for the terminal, at least as wide as its header."""
+    if isinstance(value, float):
+        value = f"{value:.1%}" if "fraction" in name else f"{value:,.4g}"
+    return f"{'' if value is None else value!s:>{len(header(name))}}"
+
+
+def header(name: str) -> str:
+    """The name of a column for the terminal."""
+    short = name.replace("_per_second", "/s").replace("_per_iteration", "").replace("fraction_of_", "")
+    return f"{short.replace('_', ' '):>9}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement of training")
+    parser.add_argument("--write", type=Path, help="also write the tables as JSON")
+    chosen = parser.parse_args(arguments)
+    with single_thread("cpu"):
+        limits = machine_limits(min(1.0, chosen.seconds))
+        print(", ".join(f"{value / 1e9:.4g} G{header(name).strip()}" for name, value in limits.items()))
+        for section in chosen.only:
+            print(f"\n{section}: {SECTIONS[section].__doc__}")
+            rows = []
+            for row in SECTIONS[section](chosen.seconds, limits):
+                if not rows:
+                    print("  ".join(map(header, row)))
+                print("  ".join(cell(name, value) for name, value in row.items()), flush=True)
+                rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+            if chosen.write:
+                write(chosen.write, section, limits, rows)
+
+
+def write(path: Path, section: str, limits: Limits, rows: list[dict[str, Any]]) -> None:
+    """Replace one section of the file, or add it."""
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured[section] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": records.provenance(0, "cpu")["hardware"],
+        "limits": {name: round(value) for name, value in limits.items()},
+        "rows": rows,
+    }
+    path.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ beside the executed notebooks.  With --picture FILE only the picture is written,
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,25 +64,72 @@ def speeds(name: str) -> str:
     )
 
 
-def benchmark_table() -> str:
-    """The last measured speeds, or a sentence that there are none."""
-    path = ROOT / "book/results/benchmark.json"
-    if not path.exists():
-        return "The speed has not been measured yet."
-    measured = json.loads(path.read_text())
-    machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in measured.get("hardware", {}).items())
-    rows = [
-        [
-            f"`{row['method']}`",
-            text(row["num_particles"]),
-            f"{row['replicate_iterations_per_second']:,.0f}",
-            percent(row.get("fraction_of_matmul_limit")),
-            percent(row.get("fraction_of_memory_limit")),
-        ]
-        for row in measured["rows"]
-    ]
-    header = ["method", "K", "replicate-iterations per second", "of the matmul limit", "of the memory limit"]
-    return f"Measured on {text(measured.get('date'))} ({machine}).\n\n{table(header, rows)}"
+BENCHMARKS = {  # columns of each section's table, by the names in the file
+    "gmm": {
+        "method": "method",
+        "num_particles": "K",
+        "replicate_iterations_per_second": "replicate-iterations per second",
+        "aim_per_second": "aim",
+        "fraction_of_matmul_limit": "of the matmul limit",
+        "fraction_of_memory_limit": "of the memory limit",
+    },
+    "vae": {
+        "method": "method",
+        "precision": "precision",
+        "num_particles": "K",
+        "replicates": "replicates",
+        "replicate_iterations_per_second": "replicate-iterations per second",
+        "gigaflop_per_iteration": "Gflop each",
+        "fraction_of_matmul_limit": "of the matmul limit",
+        "aim_fraction": "aim",
+    },
+    "evaluation": {
+        "particles": "particles",
+        "images": "images",
+        "images_measured": "of them measured",
+        "seconds": "seconds",
+        "aim_seconds": "aim",
+    },
+    "air": {
+        "method": "method",
+        "num_particles": "K",
+        "iterations_per_second": "iterations per second",
+        "aim_per_second": "aim",
+        "gigaflop_per_iteration": "Gflop each",
+        "fraction_of_matmul_limit": "of the matmul limit",
+    },
+    "sweep": {"what": "what", "seconds": "seconds", "aim_seconds": "aim"},
+}
+LIMITS = {  # units of a billion a second
+    "flops_per_second": "Gflop/s in float32",
+    "bfloat16_flops_per_second": "in bfloat16",
+    "bytes_per_second": "GB/s of memory",
+}
+
+
+def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.json") -> str:
+    """The last measured speeds of one section, or a sentence that there are none."""
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    if section not in measured:
+        return "This has not been measured yet."
+    found, columns = measured[section], BENCHMARKS[section]
+
+    def cell(name: str, value: Any) -> str:
+        if "fraction" in name:
+            return percent(value)
+        if isinstance(value, str):
+            return f"`{value}`" if name == "method" else text(value)
+        return "" if value is None else f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
+
+    rows = [[cell(name, row.get(name)) for name in columns] for row in found["rows"]]
+    machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in found["hardware"].items())
+    limits = "".join(
+        f"; {found['limits'][name] / 1e9:,.3g} {unit}"
+        for name, unit in LIMITS.items()
+        if name in found["limits"] and section != "sweep"
+    )
+    shown = table(list(columns.values()), rows, wide=len(columns) > 6)
+    return f"Measured on {text(found['date'])} ({machine}{limits}).\n\n{shown}"
 
 
 def drill_table() -> str:
@@ -136,7 +184,7 @@ def main() -> None:
         ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
         ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
         ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
-        ("benchmark.md", "benchmark", benchmark_table),
+        *(("benchmark.md", f"benchmark {name}", partial(benchmark_table, name)) for name in BENCHMARKS),
         ("rerun.md", "drills", drill_table),
         ("intro.md", "verdicts", lambda: verdicts(notebook)),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),

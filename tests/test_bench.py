@@ -1,0 +1,95 @@
+"""The benchmark runs, and its page shows what it wrote.  What it measures is not judged here."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwslib import data, sweep, training
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import bench
+import generate_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch, capsys):
+    """Run sections of the benchmark, small and uncompiled; returns the file's path."""
+    scenes = data.scenes
+    monkeypatch.setattr(data, "scenes", lambda name, split: scenes(name, split, 64))
+    monkeypatch.setattr(training, "COMPILE_FROM", 10**9)
+    monkeypatch.setattr(bench, "can_compile", lambda: False)
+    for name, value in {"EVALUATED_IMAGES": 20, "EVALUATED_PARTICLES": 50}.items():
+        monkeypatch.setattr(bench, name, value)
+    for name, value in {"SHARED_RUNS": 2, "OWN_RUNS": 1, "ROWS": 3, "RECORDS": 5}.items():
+        monkeypatch.setattr(bench, name, value)
+
+    def run(*sections):
+        path = tmp_path / "benchmark.json"
+        bench.main(["--only", *sections, "--seconds", "0.001", "--write", str(path)])
+        printed = capsys.readouterr().out
+        assert all(f"\n{section}: " in printed for section in sections)
+        return path
+
+    return run
+
+
+def page_rows(section, path):
+    """The cells of a section's table on the page, header first."""
+    lines = [line for line in generate_pages.benchmark_table(section, path).splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "---" not in line]
+
+
+def test_every_section_has_a_table_on_the_page_whose_columns_the_file_holds():
+    page = (ROOT / "book/benchmark.md").read_text()
+    assert list(bench.SECTIONS) == list(generate_pages.BENCHMARKS)
+    assert all(f"<!-- generated: benchmark {section} -->" in page for section in bench.SECTIONS)
+    measured = json.loads((ROOT / "book/results/benchmark.json").read_text())
+    assert measured.keys() <= bench.SECTIONS.keys()
+    for section, found in measured.items():
+        assert all(row.keys() == generate_pages.BENCHMARKS[section].keys() for row in found["rows"])
+
+
+def test_a_section_that_was_not_measured_says_so(tmp_path):
+    assert generate_pages.benchmark_table("air", tmp_path / "none.json") == "This has not been measured yet."
+
+
+def test_scenes_are_measured_and_shown_beside_their_aims(written):
+    path = written("air")
+    rows = json.loads(path.read_text())["air"]["rows"]
+    assert [(row["method"], row["num_particles"]) for row in rows] == [
+        (method, num_particles) for method in ("ww", "vimco") for num_particles in (5, 10, 20)
+    ]
+    assert all(row["iterations_per_second"] > 0 and row["gigaflop_per_iteration"] > 0.1 for row in rows)
+    header, *cells = page_rows("air", path)
+    assert header[:4] == ["method", "K", "iterations per second", "aim"]
+    assert [row[3] for row in cells] == ["15", "", "6"] * 2
+
+
+def test_models_and_evaluation_are_measured_and_other_sections_stay(written, monkeypatch):
+    monkeypatch.setattr(bench, "rate", lambda work, seconds: 1e6)  # the work itself is tested elsewhere
+    path = written("evaluation")
+    written("gmm", "vae")
+    measured = json.loads(path.read_text())
+    assert list(measured) == ["evaluation", "gmm", "vae"]
+    assert len(page_rows("evaluation", path)) == 1 + 1
+    assert len(page_rows("gmm", path)) == 1 + 14
+    header, *cells = page_rows("vae", path)
+    assert len(cells) == 16 and {row[header.index("aim")] for row in cells} == {"55 %", "75 %", ""}
+    # 206 800 weights of the decoder and 216 800 of the encoder, six operations each
+    least = {8: 6 * 32 * (8 * 206_800 + 216_800), 64: 6 * 32 * (64 * 206_800 + 216_800)}
+    for row in measured["vae"]["rows"]:
+        assert row["gigaflop_per_iteration"] == pytest.approx(least[row["num_particles"]] / 1e9, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sweep.has_snakemake(), reason="needs requirements-sweep.txt")
+def test_sweeps_are_measured(written, monkeypatch):
+    path = written("sweep")
+    header, *cells = page_rows("sweep", path)
+    assert header == ["what", "seconds", "aim"]
+    assert [row[0] for row in cells][2:] == ["a sweep of 3 rows that are all done", "list over 5 records"]
+    assert all(float(row[1]) > 0 for row in cells)
