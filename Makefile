@@ -64,9 +64,10 @@ test: lint $(SWEEP_STAMP)  ## lint, unit tests, and the notebooks' stored output
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
-lint: $(STAMP)  ## check style and format, notebooks included
+lint: $(STAMP)  ## check style, format and spelling, notebooks included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(BIN)/codespell *.md .github book notebooks rwslib tests tools workflow
 
 format: $(STAMP)  ## repair style and format where it can be done automatically
 	$(PY) -m ruff check --fix .

@@ -2,8 +2,10 @@
 
 import re
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
+import nbformat
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -13,6 +15,27 @@ from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 BIBLIOGRAPHY = (ROOT / "book/references.bib").read_text()
+
+
+def prose() -> dict[str, str]:
+    """The text of all pages and notebooks by file name, without code, formulas, roles and addresses."""
+    texts = {path.name: path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT / "book").rglob("*.md")]}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        texts[path.name] = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    code = re.compile(r"```.*?^```|`[^`]*`|\$[^$]*\$|\{[^}]*\}|https?://\S+", re.DOTALL | re.MULTILINE)
+    return {name: code.sub(" ", text) for name, text in texts.items()}
+
+
+def test_the_prose_is_spelt_the_british_way():
+    path = "codespell_lib/data/dictionary_en-GB_to_en-US.txt"
+    pairs = [line.split("->") for line in distribution("codespell").locate_file(path).read_text().split()]
+    british = {american.strip(","): british for british, american in pairs}
+    assert british["optimizer"] == "optimiser"
+    allowed = {"biased", "program", "story"}  # British too, in this sense or altogether
+    for name, text in prose().items():
+        found = set(re.findall("[a-z]+", text.lower())) & british.keys() - allowed
+        assert not found, f"{name}: {[f'{word}: {british[word]}' for word in sorted(found)]}"
 
 
 def test_every_test_that_a_page_names_exists():

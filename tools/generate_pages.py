@@ -1,4 +1,4 @@
-"""Fill the generated parts of the book's pages: methods, speeds, verdicts and the picture of the results.
+"""Fill the generated parts of the book's pages: methods, speeds, times, verdicts, the picture of the results.
 
 Usage: python tools/generate_pages.py FOLDER, where FOLDER holds copies of the pages of `book/` and lies
 beside the executed notebooks.  With --picture FILE only the picture is written, from the committed notebook.
@@ -16,6 +16,7 @@ from claims_page import claims_page
 from compare_methods import comparison
 from markup import table, text
 
+from rwslib import records
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def methods_table(ablations: bool) -> str:
 def speeds(name: str) -> str:
     """Measured replicate-iterations a second of one method, by K; empty where it was not measured."""
     path = ROOT / "book/results/benchmark.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = json.loads(path.read_text())["gmm"]["rows"] if path.exists() else []
     found = [row for row in rows if row["method"] == name]
     return ", ".join(
         f"{row['replicate_iterations_per_second']:,.0f} at K = {row['num_particles']}" for row in found
@@ -147,6 +148,47 @@ def drill_table() -> str:
     return f"Run on {where}.\n\n{table(['drill', 'what', 'number'], rows)}"
 
 
+EXPERIMENTS = {"gmm": "Gaussian mixture", "vae": "continuous model", "air": "attend, infer, repeat"}
+
+
+def length(config: dict[str, Any]) -> str:
+    """How long a run trains; stage i of the continuous model has 3**i epochs."""
+    if "num_stages" in config:
+        return f"{(3 ** config['num_stages'] - 1) // 2:,} epochs"
+    return f"{config['num_iterations']:,} iterations"
+
+
+def span(values: list[float]) -> str:
+    """The least and the largest of some values, rounded; one number where they agree."""
+    return " to ".join(dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values))))
+
+
+def times_table() -> str:
+    """How long the published records took, by experiment, length and replicates; ablations left out."""
+    found = [r for r in records.iterate(ROOT / "book/results") if not METHODS[r.config["method"]].ablation]
+    order = list(EXPERIMENTS)
+    found.sort(key=lambda record: (order.index(record.config["experiment"]), record.config["num_runs"]))
+    groups: dict[tuple, list[records.RunRecord]] = {}
+    for record in found:
+        what = EXPERIMENTS[record.config["experiment"]], record.config.get("dataset")
+        group = ", ".join(filter(None, what)), length(record.config), str(record.config["num_runs"])
+        groups.setdefault(group, []).append(record)
+    rows = []
+    for group, members in groups.items():
+        minutes: dict[str, list[float]] = {}
+        for record in members:
+            title = METHODS[record.config["method"]].title
+            minutes.setdefault(title, []).append(record.provenance["seconds"] / 60)
+        of_each = ", ".join(f"{title} {span(taken)}" for title, taken in sorted(minutes.items()))
+        hours = f"{sum(map(sum, minutes.values())) / 60:.1f}"
+        particles = span([record.config["num_particles"] for record in members])
+        rows.append([*group, particles, of_each, str(len(members)), hours])
+    names = [record.provenance["hardware"]["processor"] for record in found]
+    machines = ", ".join(f"{text(name)} ({names.count(name)} records)" for name in sorted(set(names)))
+    header = ["experiment", "length", "replicates", "K", "minutes a record", "records", "hours in all"]
+    return f"Processors: {machines}.\n\n{table(header, rows)}"
+
+
 def cells(notebook: Path) -> list[Any]:
     """The code cells of a notebook."""
     return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
@@ -185,6 +227,7 @@ def main() -> None:
         ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
         ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
         *(("benchmark.md", f"benchmark {name}", partial(benchmark_table, name)) for name in BENCHMARKS),
+        ("rerun.md", "times", times_table),
         ("rerun.md", "drills", drill_table),
         ("intro.md", "verdicts", lambda: verdicts(notebook)),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),
