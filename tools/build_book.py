@@ -105,6 +105,7 @@ def stage_sources() -> None:
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("results"))
     shutil.copytree(ROOT / "notebooks", STAGE / "notebooks", ignore=shutil.ignore_patterns(".*"))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["sphinx"]["local_extensions"] = {"reference": str(ROOT / "tools")}
     if url := repository_url():
         config["repository"]["url"] = url
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
