@@ -203,7 +203,8 @@ class Scenes(NamedTuple):
     """Canvases with zero, one or two digits that do not overlap.
 
     Attributes:
-        images: grey, uint8 ``[N, 50, 50]``; counts: int64 ``[N]``.
+        images: grey, uint8 ``[N, 50, 50]``.
+        counts: int64 ``[N]``.
         boxes: (left, top, width, height) in pixels, int64 ``[N, 2, 4]``; zero where there is no digit.
         digits: which image of the split each digit is, int64 ``[N, 2]``; -1 where there is none.
     """
@@ -222,7 +223,8 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
     split, cropped to the box of their ink and placed uniformly; two that overlap are placed again.
 
     Args:
-        name: data set that the digits come from; split: "train" or "test".
+        name: data set that the digits come from.
+        split: "train" or "test".
         num: how many, at least 1; None is 60 000 for training and 10 000 for testing.
     """
     if split not in ("train", "test"):
@@ -264,7 +266,8 @@ def binarize(images: Tensor, noise: Noise) -> Tensor:
     """Stochastic binarisation: each pixel is 1 with the probability of its intensity.
 
     Args:
-        images: uint8, any shape; noise: where the coins come from.
+        images: uint8, any shape.
+        noise: where the coins come from.
 
     Returns:
         float32 of 0 and 1, the same shape.  Done afresh at every presentation, as in Burda et al. (2016).

@@ -122,10 +122,10 @@ def wake_theta_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     No gradient reaches q.  The value is minus the bound.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, at particles drawn from q.
+        log_p, log_q: ``[K, B]``, at particles drawn from q.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     _check(log_p=log_p, log_q=log_q)
     return -log_evidence(log_p - log_q.detach())
@@ -147,7 +147,7 @@ def wake_phi_loss(
             expectation unchanged, since the score has mean zero, and lowers the variance.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
 
     Raises:
         ValueError: ``center_weights`` together with ``log_proposal``, where the score of q does not
@@ -171,7 +171,7 @@ def sleep_phi_loss(log_q: Tensor) -> Tensor:
         log_q: ``[K, B]``, q at dreams, i.e. pairs (z, x) drawn from the generative model.
 
     Returns:
-        ``[B]``.  Cost: K samples from p and evaluations of q a datum.
+        ``[B]``, at the cost of K samples from p and evaluations of q a datum.
     """
     _check(log_q=log_q)
     return -log_q.mean(dim=0)
@@ -183,10 +183,10 @@ def iwae_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     Nothing is detached: phi's gradient flows through the particles and through ``log_q``.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``.
+        log_p, log_q: ``[K, B]``.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     _check(log_p=log_p, log_q=log_q)
     return -log_evidence(log_p - log_q)
@@ -200,12 +200,12 @@ def reinforce_loss(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None = No
     Unbiased; the first term's variance grows with K and with :math:`|\log \hat Z|`.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, at particles without path derivative.
+        log_p, log_q: ``[K, B]``, at particles without path derivative.
         log_q_score: ``[K, B]``, the part of ``log_q`` whose latents have no path derivative, where the
             others have one (a count by its score, places reparameterised); None is all of it.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     bound = -iwae_loss(log_p, log_q)
     score = _score(log_p, log_q, log_q_score)
@@ -258,12 +258,12 @@ def vimco_loss(
     Unbiased, since :math:`B_\ell` does not depend on :math:`z_\ell`.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, K >= 2, at particles without path derivative.
+        log_p, log_q: ``[K, B]``, K >= 2, at particles without path derivative.
         mean: see :func:`vimco_baseline`.
         log_q_score: see :func:`reinforce_loss`.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     _check(min_particles=2, log_p=log_p, log_q=log_q)
     bound = -iwae_loss(log_p, log_q)
@@ -275,15 +275,15 @@ def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tenso
     r"""REINFORCE with an input-dependent baseline (NVIL, Mnih & Gregor 2014).
 
     Unbiased for any baseline that does not depend on the particles.  The baseline itself gets no
-    gradient from here; it is regressed onto :math:`\log \hat Z` (see ``rwslib.methods.nvil``).
+    gradient from here; it is regressed onto :math:`\log \hat Z` (see :func:`rwslib.methods.nvil`).
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, at particles without path derivative.
+        log_p, log_q: ``[K, B]``, at particles without path derivative.
         baseline: ``[B]`` in nats.
         log_q_score: see :func:`reinforce_loss`.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q, one of the baseline.
+        ``[B]``, at the cost of K samples, K evaluations of p and q, one of the baseline.
     """
     bound = -iwae_loss(log_p, log_q)
     _check_per_datum(log_p, baseline=baseline)
@@ -302,14 +302,14 @@ def relax_loss(
     Unbiased for any control variate c.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, at :math:`z_k = \arg\max g_k`, without path derivative.
+        log_p, log_q: ``[K, B]``, at :math:`z_k = \arg\max g_k`, without path derivative.
         c: ``[B]``, the control variate at the reparameterised Gumbel variates g.
         c_conditional: ``[B]``, the same at Gumbel variates drawn conditionally on z.
         c_bracket: ``[B]``, ``c_conditional`` once more, cut off from phi but not from the control
             variate's own parameters.  Only the objective that trains those needs it.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q, two of c.
+        ``[B]``, at the cost of K samples, K evaluations of p and q, two of c.
     """
     bound = -iwae_loss(log_p, log_q)
     if c_bracket is None:
@@ -324,12 +324,13 @@ def stl_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
     Unbiased at K = 1, biased above.  Theta follows :func:`wake_theta_loss`.
 
     Args:
-        log_p: ``[K, B]`` at detached particles; log_q: ``[K, B]``.
+        log_p: ``[K, B]`` at detached particles.
+        log_q: ``[K, B]``.
         log_w_path: ``[K, B]``, the log-weights evaluated with the *parameters* of p and q detached,
             so that the gradient flows through the reparameterised particles alone.
 
     Returns:
-        ``[B]``.  Cost: K samples, 2K evaluations of p and q.
+        ``[B]``, at the cost of K samples, 2K evaluations of p and q.
     """
     return _pathwise_loss(log_p, log_q, log_w_path, lambda v: v)
 
@@ -368,14 +369,14 @@ def tvo_loss(log_p: Tensor, log_q: Tensor, partition: Tensor, rule: str = "left"
     of particles, and its covariance gradient.  One interval and the left rule give the ELBO.
 
     Args:
-        log_p: ``[K, B]``; log_q: ``[K, B]``, K >= 2, at particles without path derivative.
+        log_p, log_q: ``[K, B]``, K >= 2, at particles without path derivative.
         partition: ``[S + 1]``, increasing from 0 to 1.
         rule: ``"left"`` maximises the lower bound over theta and phi.  ``"right"`` minimises the
             upper bound over phi, while theta follows :func:`wake_theta_loss`; one interval then
             gives exactly wake-wake.
 
     Returns:
-        ``[B]``.  Cost: K samples, K evaluations of p and q.
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     _check(min_particles=2, log_p=log_p, log_q=log_q)
     if rule not in ("left", "right"):

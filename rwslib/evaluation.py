@@ -60,8 +60,10 @@ def importance_estimates(
     Args:
         p, q: generative model and inference network.
         x: data ``[N, ...]``.
-        num_particles: K; noise: where the particles come from.
-        images_at_once: data in one piece; rows_at_once: data times particles in one piece.
+        num_particles: the number K of particles.
+        noise: where the particles come from.
+        images_at_once: data in one piece.
+        rows_at_once: data times particles in one piece.
         compiled: compile the piece; pays from about a million particles.
 
     Returns:
@@ -141,7 +143,7 @@ def exact_moments(
         loss: an estimator, ``(log_p, log_q) -> [B]``.
         log_joint: ``log p(z, x)`` of every category, ``[C]``.
         logits: unnormalised log-probabilities of q, ``[C]``.
-        num_particles: K.
+        num_particles: the number K of particles.
 
     Returns:
         Mean and variance of the ascent direction, ``[C]`` each.
@@ -162,7 +164,9 @@ def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor
     """The K-particle bound (paper Eq. 1) of one datum by enumeration; a differentiable scalar in nats.
 
     Args:
-        log_joint: ``[C]``; logits: ``[C]``, of q; num_particles: K.
+        log_joint: ``[C]``.
+        logits: ``[C]``, of q.
+        num_particles: the number K of particles.
     """
     z = particle_tuples(len(logits), num_particles)
     log_q = torch.log_softmax(logits, dim=0)[z]

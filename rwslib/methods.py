@@ -184,7 +184,9 @@ def concrete_log_prob(log_z: Tensor, log_probs: Tensor, temperature: Tensor | fl
     r"""Log-density of the Concrete distribution on the simplex (Maddison et al. 2017, Eq. 10).
 
     Args:
-        log_z: logarithm of the point, ``[..., C]``; log_probs: ``[..., C]``; temperature: > 0.
+        log_z: logarithm of the point, ``[..., C]``.
+        log_probs: ``[..., C]``.
+        temperature: above 0.
 
     Returns:
         ``[...]``.
@@ -232,7 +234,9 @@ def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
     Differentiable in ``log_probs``.
 
     Args:
-        log_probs: normalised, ``[B, C]``; z: ``[K, B]``; uniform: ``[K, B, C]`` in (0, 1).
+        log_probs: normalised, ``[B, C]``.
+        z: ``[K, B]``.
+        uniform: ``[K, B, C]`` in (0, 1).
 
     Returns:
         ``[K, B, C]``.
@@ -426,3 +430,4 @@ METHODS = {
         ablation="the mixture density is taken at another point than the particle",
     ),
 }
+"""Every method by the name that configurations, grids and notebooks use."""

@@ -78,7 +78,8 @@ class Tape(Noise):
     """Replays numbers drawn beforehand, in order; may run inside ``vmap`` and ``torch.compile``.
 
     Args:
-        uniform: ``[n]``; normal: ``[m]``.  Asking for more than there is raises an error.
+        uniform: ``[n]``.
+        normal: ``[m]``.  Asking for more than there is raises an error.
     """
 
     def __init__(self, uniform: Tensor, normal: Tensor):

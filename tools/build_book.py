@@ -111,6 +111,7 @@ def stage_sources() -> None:
         if page.name != "glossary.md":
             page.write_text(*link_terms([page.read_text()], TERMS))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["sphinx"]["local_extensions"] = {"reference": str(ROOT / "tools")}
     if url := repository_url():
         config["repository"]["url"] = url
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")

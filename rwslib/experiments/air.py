@@ -30,7 +30,7 @@ class AIRConfig:
 
     Attributes:
         method: a name in ``AIR_METHODS``.
-        num_particles: K.
+        num_particles: the number K of particles.
         dataset: where the scenes' digits come from, "mnist" or "digits".
         num_iterations: optimiser steps; metrics are logged about 100 times, at most every 100 steps.
         num_runs: replicates, trained one after the other in one program, independent of each other.
@@ -232,7 +232,9 @@ def box_overlap(found: Tensor, true: Tensor, counts: Tensor) -> Tensor:
     """Intersection over union of the found boxes with the true ones, the better of both orders; ``[N]``.
 
     Args:
-        found: boxes of the first two objects, ``[N, 2, 4]``; true: ``[N, 2, 4]``; counts: digits, ``[N]``.
+        found: boxes of the first two objects, ``[N, 2, 4]``.
+        true: ``[N, 2, 4]``.
+        counts: digits, ``[N]``.
 
     Returns:
         Mean over the true boxes; NaN for an empty scene.

@@ -24,7 +24,7 @@ class GMMConfig:
 
     Attributes:
         method: a name in ``rwslib.methods.METHODS`` that works with categorical latents.
-        num_particles: K.
+        num_particles: the number K of particles.
         num_iterations: optimiser steps; metrics are logged about 100 times.
         num_runs: replicates, trained together, independent of each other.
         batch_size: observations drawn from the true model for each step.

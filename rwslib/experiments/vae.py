@@ -30,7 +30,7 @@ class VAEConfig:
 
     Attributes:
         method: a name in ``VAE_METHODS``.
-        num_particles: K.
+        num_particles: the number K of particles.
         dataset: "mnist" or "digits", see ``rwslib.data``.
         num_stages: stage i = 0, 1, ... has 3**i epochs; the paper's 8 stages are 3 280 epochs.
         num_runs: replicates, trained together, independent of each other.

@@ -27,11 +27,17 @@ MIN_SD = 1e-2  # of q's normal distributions
 
 
 class Latents(NamedTuple):
-    """The latents of a scene; entries of absent objects are zero and count for nothing."""
+    """The latents of a scene; entries of absent objects are zero and count for nothing.
 
-    count: Tensor  # n, int64 [K, B]
-    where: Tensor  # [K, B, 3, 4]
-    what: Tensor  # [K, B, 3, 50]
+    Attributes:
+        count: the number n of objects, int64 ``[K, B]``.
+        where: ``[K, B, 3, 4]``.
+        what: ``[K, B, 3, 50]``.
+    """
+
+    count: Tensor
+    where: Tensor
+    what: Tensor
 
 
 def scales_and_shifts(where: Tensor) -> tuple[Tensor, Tensor]:

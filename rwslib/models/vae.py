@@ -64,7 +64,9 @@ class GenerativeModel(nn.Module):
     Args:
         pixel_mean: mean intensity of the training data ``[D]``; the output bias starts at its logit,
             so that training starts from the data's mean image.  None starts at one half.
-        latent_size: of z; hidden: sizes of the tanh layers; num_pixels: D.
+        latent_size: of z.
+        hidden: sizes of the tanh layers.
+        num_pixels: the number D of pixels.
         matmul_dtype: see ``MLP``.
     """
 
