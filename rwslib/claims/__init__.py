@@ -1,8 +1,8 @@
 """The paper's checkable statements as numbers: effects with bootstrap intervals, verdicts by rule.
 
-An effect is signed so that the paper says *positive*: a difference of medians over replicates (of means
-where there are only a few), or a logarithm of a ratio.  A claim whose methods or particle numbers were
-not run is "not run".
+An effect is signed so that *positive* agrees with the paper: a difference of medians over replicates (of
+means where there are only a few), or a logarithm of a ratio.  A claim whose methods or particle numbers
+were not run is "not run".
 """
 
 from rwslib.claims.air import air_claims

@@ -141,7 +141,7 @@ def gmm_claims(
         ),
         "GMM-3": Rule(
             "Figure 4, middle",
-            "the inference network develops as the model does",
+            "inference networks get better with more particles under WS and WW, and worse under the bound",
             "as GMM-1 and GMM-2, with the median final error of q(z | x)",
             ("fig-figure4",),
             lambda: falls("posterior_l2", "ws", "ww") | rises("posterior_l2", *BOUND_METHODS),
