@@ -57,7 +57,7 @@ def general_claims(num_particles: tuple[int, ...] = (2, 3, 4)) -> dict[str, Clai
             ("background",),
         ),
         "GEN-2": Claim(
-            "methods that climb the bound of the discrete model share one gradient for theta, particle by particle",
+            "methods that climb the bound of the discrete model share one gradient for theta",
             zero(unlike_wake_theta),
             "text",
             f"{ROUNDING} minus the largest difference of REINFORCE and VIMCO from the wake phase, likewise",
