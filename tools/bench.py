@@ -257,7 +257,7 @@ def header(name: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement of training")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement of training")
     parser.add_argument("--write", type=Path, help="also write the tables as JSON")
     chosen = parser.parse_args(arguments)
     with single_thread("cpu"):

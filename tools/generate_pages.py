@@ -129,7 +129,7 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
         for name, unit in LIMITS.items()
         if name in found["limits"] and section != "sweep"
     )
-    shown = table(list(columns.values()), rows, wide=len(columns) > 6)
+    shown = table(list(columns.values()), rows, wide=False)
     return f"Measured on {text(found['date'])} ({machine}{limits}).\n\n{shown}"
 
 
