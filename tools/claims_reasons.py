@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from markup import table
+from markup import minus, table
 
 from rwslib import inspection, records
 from rwslib.claims.common import difference
@@ -54,7 +54,7 @@ def cell_name(method: str, K: int) -> str:
 
 def paragraph(title: str, claims: str, *sentences: str) -> str:
     """A paragraph with a title, one sentence a line."""
-    return "\n".join([f"**{title}** {claims}.".replace(" .", "."), *sentences])
+    return minus("\n".join([f"**{title}** {claims}.".replace(" .", "."), *sentences]))
 
 
 # -- the mixture -------------------------------------------------------------------------------------
