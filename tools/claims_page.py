@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 from claims_reasons import REASONS
-from markup import table
+from markup import minus, table
 
 from rwslib.claims import VERDICTS, export, general_claims, sum_up
 from rwslib.methods import METHODS
@@ -21,7 +21,7 @@ GENERAL = "What holds for every model"
 PARTS_OF_GEN_3 = (
     [f"GMM-{i}" for i in range(1, 5)] + [f"VAE-{i}" for i in range(1, 5)] + [f"AIR-{i}" for i in range(1, 6)]
 )
-COLOURS = dict(zip(VERDICTS, ("success", "warning", "danger", "secondary"), strict=True))
+COLOURS = dict(zip(VERDICTS, ("success", "warning", "danger", "muted"), strict=True))
 PAPER_LENGTH = {"gmm": (100_000, "iterations"), "vae": (3280, "epochs"), "air": (2_000_000, "iterations")}
 Entry = dict[str, Any]  # a claim as `rwslib.claims.export` writes it
 
@@ -100,7 +100,7 @@ def show_effect(effect: Entry) -> list[str]:
     else:
         interval = "exact" if low == high else f"{low:.3g} to {high:.3g}"
         side = "agrees" if low > 0 else "contradicts" if high <= 0 else "open"
-    return [effect["setting"], f"{value:.3g} ({interval})", side]
+    return [effect["setting"], minus(f"{value:.3g} ({interval})"), side]
 
 
 def show_record(record: Entry, url: str | None) -> str:
@@ -114,9 +114,9 @@ def show_record(record: Entry, url: str | None) -> str:
 def show_claim(name: str, entry: Entry, url: str | None) -> str:
     """One claim, folded: its name, verdict and statement, and behind them all that they rest on."""
     agree = sum(effect["low"] is not None and effect["low"] > 0 for effect in entry["effects"])
-    counted = f" ({agree} of {len(entry['effects'])})" if len(entry["effects"]) > 1 else ""
+    counted = f" ({agree}\u00a0of\u00a0{len(entry['effects'])})" if len(entry["effects"]) > 1 else ""
     lines = [
-        f":::::{{dropdown}} {name} {badge(entry['verdict'])} {entry['says']}{counted}",
+        f":::::{{dropdown}} **{name}** {badge(entry['verdict'])} {entry['says']}{counted}",
         f":name: {name.lower()}",
         ":class-container: claim",
         "",

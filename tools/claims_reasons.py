@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from markup import table
+from markup import minus, table
 
-from rwslib import inspection, records
+from rwslib import records
 from rwslib.claims.common import difference
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord
@@ -26,8 +26,9 @@ def runs_of(entries: Entries) -> Runs:
     judged = [entry for name, entry in entries.items() if name != "GMM-13"]
     found = {record["key"]: record["config"] for entry in judged for record in entry["records"]}
     return {
-        (config["method"], config["num_particles"]): inspection.find(key)
-        for key, config in sorted(found.items(), key=lambda item: item[1]["num_particles"])
+        (config["method"], config["num_particles"]): record
+        for config in sorted(found.values(), key=lambda config: config["num_particles"])
+        if (record := records.find(config))  # a reader's own store may be elsewhere
     }
 
 
@@ -54,7 +55,7 @@ def cell_name(method: str, K: int) -> str:
 
 def paragraph(title: str, claims: str, *sentences: str) -> str:
     """A paragraph with a title, one sentence a line."""
-    return "\n".join([f"**{title}** {claims}.".replace(" .", "."), *sentences])
+    return minus("\n".join([f"**{title}** {claims}.".replace(" .", "."), *sentences]))
 
 
 # -- the mixture -------------------------------------------------------------------------------------
@@ -135,8 +136,9 @@ def concrete_spread(entries: Entries, open_ones: set[str]) -> str:
 def defence(entries: Entries, open_ones: set[str]) -> str:
     """The errors of δ-WW by δ."""
     claims = concerned(("GMM-13",), open_ones)
-    configs = {record["key"]: record["config"] for record in entries["GMM-13"]["records"]}
-    found = {(c["delta"], c["num_particles"]): inspection.find(key).metrics for key, c in configs.items()}
+    configs = [record["config"] for record in entries["GMM-13"]["records"]]
+    swept = [record for config in configs if (record := records.find(config))]
+    found = {(run.config["delta"], run.config["num_particles"]): run.metrics for run in swept}
     if not claims or not found:
         return ""
     deltas, Ks = sorted({delta for delta, _ in found}), sorted({K for _, K in found})
