@@ -4,6 +4,8 @@ BIN := .venv/bin
 PY := $(BIN)/python
 STAMP := .venv/.stamp
 SWEEP_STAMP := .venv/.stamp-sweep
+SITE_STAMP := _build/html/.stamp
+BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 
 # The committed notebooks show published records only, whatever else was run here.
 PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
@@ -35,8 +37,21 @@ $(SWEEP_STAMP): $(STAMP) requirements-sweep.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-sweep.txt
 	@touch $@
 
+$(BROWSER_STAMP): tools/site_checks/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix $(<D) --silent --no-audit --no-fund && touch $@; \
+	else echo "There is no npm: the tests that look at the pages in a browser will be skipped." >&2; fi
+
+SOURCES := $(shell find book notebooks rwslib tools -type f -not -path '*/.*' -not -path '*/__pycache__/*' \
+	-not -path '*/node_modules/*')
+
+# Built anew only when something that it is made from has changed; `make book` always builds.
+$(SITE_STAMP): $(STAMP) _config.yml $(SOURCES)
+	$(PY) tools/build_book.py
+	@touch $@
+
 book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
 	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
+	@touch $(SITE_STAMP)
 
 rerun: $(STAMP)  ## run one notebook with other parameters (NOTEBOOK=02_gmm ARGS="-p num_runs 3")
 	$(PY) -m rwslib run $(NOTEBOOK) $(ARGS)
@@ -55,7 +70,7 @@ reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make thei
 drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
 	$(PY) tools/drill.py --write book/results/drill.json
 
-test: lint $(SWEEP_STAMP)  ## lint, unit tests, and the notebooks' stored outputs, twice
+test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs, twice
 	$(PYTEST)
 	$(NBVAL)
 	@echo "The notebooks once more with the plainest CPU kernels, as a stand-in for another machine:"
@@ -85,7 +100,7 @@ bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet mac
 	$(PY) tools/bench.py $(ARGS) --write book/results/benchmark.json
 
 clean:  ## remove the built book and the caches; keep .venv and results
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build tools/site_checks/node_modules .pytest_cache .ruff_cache .hypothesis
 	find rwslib tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv too

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, NODE, needs_chromium, needs_node
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rwslib import estimators, methods, plotting
@@ -20,8 +20,6 @@ from rwslib.optimizers import adam
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "book/_static"
-NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = {
     "ws": methods.wake_sleep,
     "ww": methods.wake_wake,
@@ -44,8 +42,6 @@ function tape(values) {
   return () => { if (i === values.length) throw Error("no numbers are left"); return values[i++]; };
 }
 """
-
-needs_node = pytest.mark.skipif(NODE is None, reason="needs Node.js: there is no `node` on the PATH")
 
 
 def javascript(body: str, **given: object) -> object:
@@ -308,7 +304,7 @@ const timer = setInterval(() => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: there is no `chromium` on the PATH")
+@needs_chromium
 @pytest.mark.parametrize("reduced_motion", [False, True])
 def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
     """The page's own markup: still before *Play* and off the screen, trains otherwise, no errors."""

@@ -185,6 +185,14 @@ def copy_mathjax() -> None:
     shutil.copy(source / "tex-chtml-full.js", target)
 
 
+def drop_icon_script() -> None:
+    """Empty the theme's script of icons, a third of every page's weight: its style sheet draws them, too."""
+    script = SITE / "_static/scripts/fontawesome.js"
+    if not script.exists():
+        raise SystemExit(f"The theme has no {script.relative_to(SITE)} any more: drop_icon_script can go.")
+    script.write_text("// The icons come from the style sheet.\n")
+
+
 def main() -> None:
     """Parse the command line, execute the notebooks, build the site."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,6 +226,7 @@ def main() -> None:
     if built.returncode:
         raise SystemExit("The pages could not be built without warnings: see above.")
     copy_mathjax()
+    drop_icon_script()
     seconds = time.monotonic() - start
     print(f"The book is in {SITE / 'index.html'} ({arguments.scale} scale, {seconds:.0f} s).")
 

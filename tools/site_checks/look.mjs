@@ -1,0 +1,79 @@
+// Looks at pages of the built site in Chromium, and prints of each what is wrong with it and what it weighs.
+//
+// Standard input: {"chromium": path, "site": address, "pages": [path], "width": pixels, "theme": "light" or
+// "dark", "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.
+import { readFileSync } from "node:fs";
+import { gzipSync } from "node:zlib";
+import axe from "axe-core";
+import { chromium } from "playwright-core";
+
+const given = JSON.parse(readFileSync(0, "utf8"));
+const browser = await chromium.launch({
+  executablePath: given.chromium,
+  args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+});
+const context = await browser.newContext({
+  viewport: { width: given.width, height: 900 },
+  colorScheme: given.theme,
+});
+context.setDefaultTimeout(120_000);
+
+// The header of a column may be a formula, whose MathML axe-core does not take for text.
+const headers = { id: "empty-table-header", selector: "th:not(:has(math))" };
+const rules = Object.fromEntries(given.ignore.map((rule) => [rule, { enabled: false }]));
+
+const known = new Map();
+async function weight(response) {
+  const url = response.url();
+  if (response.status() >= 300) return 0; // a redirection has no body
+  if (!known.has(url)) {
+    const body = await response.body().catch(() => Buffer.alloc(0)); // the page that only forwards is gone
+    known.set(url, Math.min(body.length, gzipSync(body).length));
+  }
+  return known.get(url);
+}
+
+async function look(path) {
+  const page = await context.newPage();
+  const problems = [], weights = [];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) problems.push(`console: ${message.text()}`);
+  });
+  page.on("pageerror", (error) => problems.push(`error: ${error.message}`));
+  page.on("request", (request) => {
+    const url = request.url();
+    if (!url.startsWith(given.site) && !/^(data|blob):/.test(url)) problems.push(`another host: ${url}`);
+  });
+  page.on("response", (response) => weights.push(weight(response)));
+  await page.goto(given.site + path, { waitUntil: "networkidle" });
+  await page.waitForSelector(given.shows).catch(() => problems.push(`does not show ${given.shows}`));
+  await page.evaluate(() => globalThis.MathJax?.startup?.promise); // all formulas are set
+  const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
+
+  const seen = await page.evaluate(() => {
+    const { dataset, scrollWidth, clientWidth } = document.documentElement;
+    const unset = document.querySelectorAll("mjx-merror, [data-mjx-error]").length;
+    return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset };
+  });
+  if (seen.theme !== given.theme) problems.push(`the theme is ${seen.theme}`);
+  if (seen.excess > 0) problems.push(`scrolls sideways by ${seen.excess} pixels`);
+  if (seen.unset) problems.push(`${seen.unset} formulas have errors`);
+
+  await page.evaluate(axe.source);
+  const { violations } = await page.evaluate(([headers, options]) => {
+    globalThis.axe.configure({ rules: [headers] });
+    return globalThis.axe.run(options);
+  }, [headers, { rules, resultTypes: ["violations"] }]);
+  for (const { id, nodes } of violations) {
+    for (const { target, html, failureSummary } of nodes) {
+      problems.push(`axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`.replace(/\s+/g, " "));
+    }
+  }
+  await page.close();
+  return { bytes, problems };
+}
+
+const results = {};
+for (const path of given.pages) results[path] = await look(path);
+await browser.close();
+console.log(JSON.stringify(results));
