@@ -15,7 +15,6 @@ from sphinx.util.nodes import make_refnode
 from rwslib import __main__ as commands
 from rwslib.methods import METHODS
 
-
 # Where a name is new again, or no link is wanted.
 STOPS = (nodes.section, nodes.entry, nodes.title, nodes.reference, nodes.document)
 
