@@ -18,7 +18,7 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --nbval --nbval-current-env
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book rerun sweep reproduce drill test test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book pdf rerun sweep reproduce drill test test-fast lint format notebooks serve bench clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ $(SITE_STAMP): $(STAMP) _config.yml $(SOURCES)
 book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
 	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
 	@touch $(SITE_STAMP)
+
+pdf: book  ## build the book and print all of it into _build/book.pdf (needs Chromium)
+	$(PY) tools/make_pdf.py
 
 rerun: $(STAMP)  ## run one notebook with other parameters (NOTEBOOK=02_gmm ARGS="-p num_runs 3")
 	$(PY) -m rwslib run $(NOTEBOOK) $(ARGS)

@@ -2,15 +2,21 @@
 
 import importlib
 import re
+import sys
 from io import StringIO
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from reference import entry_of  # noqa: E402
+
 PAGES = "\n".join(path.read_text() for path in (ROOT / "book/api").glob("*.md"))
 MODULES = re.findall(r"^\.\. automodule:: (\S+)$", PAGES, re.MULTILINE)
 
@@ -23,19 +29,10 @@ def entries(tmp_path_factory):
     extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference"]
     folder, warnings = tmp_path_factory.mktemp("reference"), StringIO()
     source = copytree(ROOT / "book/api", folder / "source", ignore=lambda *_: ["index.md"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "tools")
-        app = Sphinx(
-            source,
-            None,
-            folder / "out",
-            folder / "doctrees",
-            "dummy",
-            {"extensions": extensions, "root_doc": "estimators", **settings},
-            status=None,
-            warning=warnings,
-        )
-        app.build()
+    settings |= {"extensions": extensions, "root_doc": "estimators"}
+    places = (source, None, folder / "out", folder / "doctrees")
+    app = Sphinx(*places, "dummy", settings, status=None, warning=warnings)
+    app.build()
     assert "docstring" not in warnings.getvalue(), warnings.getvalue()
     return app.env.get_domain("py").objects.keys()
 
@@ -57,3 +54,43 @@ def test_every_public_name_has_an_entry(entries, name):
     assert public
     missing = sorted(key for key, places in public.items() if not places & entries)
     assert not missing, f"without a docstring, or {name} has no page in book/api: {missing}"
+
+
+ENTRIES = {
+    full: SimpleNamespace(objtype=kind)
+    for full, kind in {
+        "rwslib.training": "module",
+        "rwslib.training.Trainer": "class",
+        "rwslib.training.Trainer.loss": "method",
+        "rwslib.estimators.vimco_loss": "function",
+        "rwslib.methods.wake_wake": "function",
+        "rwslib.experiments.run": "function",
+        "rwslib.records.load": "function",
+        "rwslib.data.load": "function",
+        "rwslib.models.gmm.GMM.sample": "method",
+    }.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("vimco_loss", "rwslib.estimators.vimco_loss"),
+        ("estimators.vimco_loss(log_p, log_q)", "rwslib.estimators.vimco_loss"),
+        ("rwslib.training.Trainer", "rwslib.training.Trainer"),
+        ("rwslib/training.py", "rwslib.training"),
+        ("training.py", "rwslib.training"),
+        ("ww", "rwslib.methods.wake_wake"),  # a name of the table of methods
+        ("data.load", "rwslib.data.load"),
+        ("load", None),  # two have it
+        ("run", None),  # also a command
+        ("loss", None),  # only a part of a class
+        ("q.sample(x)", None),
+        ("training", None),
+        ("mco_loss", None),
+        ("tests/test_data.py", None),
+        ("[K, B]", None),
+    ],
+)
+def test_inline_code_leads_to_the_entry_that_it_names(text, name):
+    assert entry_of(text, ENTRIES) == name

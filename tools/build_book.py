@@ -4,6 +4,7 @@ Everything happens in `_build/`: the committed notebooks and the published run r
 """
 
 import argparse
+import html
 import importlib.metadata
 import os
 import re
@@ -22,6 +23,7 @@ import papermill
 import yaml
 from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
+from pybtex.database import BibliographyData, Entry, Person, parse_file
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -116,6 +118,8 @@ def stage_sources() -> None:
         config["repository"]["url"] = url
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
         config["html"] |= dict.fromkeys(buttons, True)
+        config["launch_buttons"] |= launch_buttons(url)
+    config["html"]["extra_footer"] = cite_box(url, config["copyright"])
     (STAGE / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
@@ -128,6 +132,47 @@ def repository_url() -> str | None:
     pattern = r"(?:https://(?:[^@/]+@)?|(?:ssh://)?git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
     match = re.fullmatch(pattern, remote)
     return f"https://github.com/{match[1]}" if match else None
+
+
+def launch_buttons(url: str) -> dict[str, str]:
+    """Where the notebooks can be run without installing anything; Colab only if they fetch the library."""
+    if not url.startswith("https://github.com/"):
+        return {}
+    buttons = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder.org"}
+    for name in toc_notebooks():
+        cells = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4).cells
+        if colab_source(url) not in [cell.source for cell in cells]:
+            print(f"No Colab button: it needs the cell of tools/colab_cell.py {url}.")
+            return buttons
+    return buttons | {"colab_url": "https://colab.research.google.com"}
+
+
+def colab_source(url: str) -> str:
+    """The cell with which a notebook fetches the library and its records, on Colab."""
+    return f"""import importlib.util
+import sys
+
+if importlib.util.find_spec("rwslib") is None:  # on Colab, which has all else that the notebook needs
+    !test -d rwslib-book || git clone --quiet --depth 1 {url} rwslib-book
+    sys.path.insert(0, "rwslib-book")"""
+
+
+def cite_box(url: str | None, year: str) -> str:
+    """The end of every page: how to cite the book, by CITATION.cff, and the paper, by the bibliography."""
+    work = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    book = Entry("software", {"title": f"{{{work['title']}}}", "year": year, "version": work["version"]})
+    if url:
+        book.fields["url"] = url
+    for author in work["authors"]:
+        name = f"{{{author['name']}}}" if "name" in author else None
+        book.add_person(Person(name or f"{author['family-names']}, {author['given-names']}"), "author")
+    paper = parse_file(ROOT / "book/references.bib").entries["le2019revisiting"]
+    paper.fields.pop("note", None)
+    entries = BibliographyData({"rwslib": book, "le2019revisiting": paper}).to_string("bibtex")
+    return (
+        "<details class='cite'><summary>Cite this book</summary>"
+        f"<div class='highlight'><pre tabindex='0'>{html.escape(entries, quote=False)}</pre></div></details>"
+    )
 
 
 def execute(name: str, parameters: Parameters) -> str | None:
@@ -175,11 +220,20 @@ def hand_over_claims(notebook: nbformat.NotebookNode, name: str) -> None:
         target.write_text("".join(output.text for output in cell.outputs))
 
 
-def copy_mathjax() -> None:
-    """Put the part of MathJax that the pages use into the site."""
+def make_pages(builder: str) -> None:
+    """Turn what is staged into pages, with any warning an error."""
+    command = ["build", str(STAGE), "--path-output", str(ROOT), "--toc", str(STAGE / "book/_toc.yml")]
+    options = ["--builder", builder, "-W", "-n", "--keep-going", "--all", "-q"]
+    built = subprocess.run([Path(sys.executable).with_name("jupyter-book"), *command, *options], check=False)
+    if built.returncode:
+        raise SystemExit("The pages could not be built without warnings: see above.")
+
+
+def copy_mathjax(site: Path) -> None:
+    """Put the part of MathJax that the pages use into a site."""
     package = importlib.metadata.distribution("sphinx-mathjax-offline")
     source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
-    target = SITE / "_static/mathjax"
+    target = site / "_static/mathjax"
     fonts = "output/chtml/fonts/woff-v2"
     shutil.copytree(source / fonts, target / fonts)
     shutil.copy(source / "tex-chtml-full.js", target)
@@ -220,12 +274,8 @@ def main() -> None:
 
     subprocess.run([sys.executable, ROOT / "tools/generate_pages.py", STAGE / "book"], check=True)
     shutil.rmtree(SITE, ignore_errors=True)
-    command = ["build", str(STAGE), "--path-output", str(ROOT), "--toc", str(STAGE / "book/_toc.yml")]
-    options = ["-W", "-n", "--keep-going", "--all", "-q"]
-    built = subprocess.run([Path(sys.executable).with_name("jupyter-book"), *command, *options], check=False)
-    if built.returncode:
-        raise SystemExit("The pages could not be built without warnings: see above.")
-    copy_mathjax()
+    make_pages("html")
+    copy_mathjax(SITE)
     drop_icon_script()
     seconds = time.monotonic() - start
     print(f"The book is in {SITE / 'index.html'} ({arguments.scale} scale, {seconds:.0f} s).")
