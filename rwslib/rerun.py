@@ -23,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from rwslib import records
 from rwslib.experiments import CONFIGS
 from rwslib.experiments.common import known_name, require
+from rwslib.experiments.own_model import OwnModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -173,7 +174,8 @@ def _check_experiment(notebook: Path, values: Mapping[str, Any]) -> None:
     """Refuse values that the experiment of a notebook (``02_gmm``) would refuse, before a kernel starts."""
     if "device" in values:
         _check_device(values["device"])
-    config = CONFIGS.get(notebook.stem.partition("_")[2])
+    configs = {**CONFIGS, "your_own_model": OwnModelConfig}
+    config = configs.get(notebook.stem.partition("_")[2])
     if config is None or not {"methods", "num_particles"} <= values.keys():
         return
     for name in ("methods", "num_particles"):

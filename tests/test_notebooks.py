@@ -38,6 +38,7 @@ AIR_PARAMETERS = {
     "device",
     "results_dir",
 }
+OWN_PARAMETERS = AIR_PARAMETERS - {"results_dir"} | {"num_latents"}
 VAE_PARAMETERS = AIR_PARAMETERS - {"num_iterations", "learning_rate"} | {"num_stages"}
 
 
@@ -85,7 +86,12 @@ def test_figures_have_captions_and_alternative_texts(path):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("02_gmm", GMM_PARAMETERS), ("03_vae", VAE_PARAMETERS), ("04_air", AIR_PARAMETERS)],
+    [
+        ("02_gmm", GMM_PARAMETERS),
+        ("03_vae", VAE_PARAMETERS),
+        ("04_air", AIR_PARAMETERS),
+        ("05_your_own_model", OWN_PARAMETERS),
+    ],
 )
 def test_a_notebook_has_its_parameters(name, parameters):
     assert papermill.inspect_notebook(ROOT / f"notebooks/{name}.ipynb").keys() >= parameters
@@ -148,6 +154,32 @@ def test_the_other_experiments_train_live_too(empty_stores, name, parameters, sh
         json.loads(config.read_text()).items() >= ({"method": "ww", "dataset": "digits"} | parameters).items()
     )
     assert shows in shown
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_own_model_trains_at_other_parameters(empty_stores):
+    sizes = {"num_latents": [2, 3], "num_iterations": 5, "num_runs": 1, "eval_particles": 4}
+    shown = rerun(empty_stores, "05_your_own_model", methods=["wws", "tvo"], num_particles=[3], **sizes)
+    assert "2 cells of 1 replicate and 5 iterations" in shown
+    assert "wws" in shown
+    assert not (empty_stores / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"methods": ["ww", "iwae"]}, "method must be one of"),
+        ({"batch_size": 5000}, "batch_size must be at most"),
+    ],
+)
+def test_bad_parameters_of_the_own_model_stop_before_training(empty_stores, parameters, message):
+    with pytest.raises(papermill.PapermillExecutionError, match=message) as error:
+        rerun(empty_stores, "05_your_own_model", **parameters)
+    assert error.value.ename == "ValueError"
+    assert error.value.exec_count <= 9  # the loop comes after
 
 
 @pytest.mark.slow
