@@ -162,7 +162,7 @@ def test_the_own_model_trains_at_other_parameters(empty_stores):
     sizes = {"num_latents": [2, 3], "num_iterations": 5, "num_runs": 1, "eval_particles": 4}
     shown = rerun(empty_stores, "05_your_own_model", methods=["wws", "tvo"], num_particles=[3], **sizes)
     assert "2 cells of 1 replicate and 5 iterations" in shown
-    assert "wws" in shown
+    assert "| WWS |" in shown and "| TVO |" in shown
     assert not (empty_stores / "results").exists()
 
 
