@@ -11,7 +11,7 @@ BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
 
 # Two processes of one thread each are faster here than one process of two threads.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --nbval --nbval-current-env \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
 

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,6 +79,8 @@ def load(name: str) -> Digits:
 
 
 def _embedded_digits() -> Digits:
+    from sklearn.datasets import load_digits  # a second of imports that only this needs
+
     images, labels = load_digits(return_X_y=True)
     small = images.astype(np.int64).reshape(-1, 8, 8)  # 0 to 16
     # Bilinear, in whole numbers so that halves round up on every machine: pixel i of 20 reads the
