@@ -127,9 +127,9 @@ def look():
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def look(pages: list[str], width: int = 1400, theme: str = "light", shows: str = "main") -> dict:
+    def look(pages: list[str], width: int = 1400, themes=("light",), shows: str = "main") -> dict:
         given = {"chromium": CHROMIUM, "site": f"http://127.0.0.1:{server.server_port}/"}
-        given |= {"pages": pages, "width": width, "theme": theme, "shows": shows, "ignore": OF_THE_THEME}
+        given |= {"pages": pages, "width": width, "themes": themes, "shows": shows, "ignore": OF_THE_THEME}
         command = [NODE, CHECKS / "look.mjs"]
         done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
@@ -144,13 +144,13 @@ def look():
 @needs_chromium
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1400, "light")])
-def test_every_page_is_right_in_a_browser(look, width, theme):
+@pytest.mark.parametrize("width", [390, 1400])
+def test_every_page_is_right_in_a_browser(look, width):
     """No error, no request to another host, no sideways scrolling, and nothing that axe-core objects to."""
     pages = [str(path.relative_to(SITE)) for path in PAGES]
     sources = [page for page in pages if page.startswith("_modules/rwslib/")]
     pages = sorted({*pages} - {*sources[1:]})  # the listings of source code are all made alike
-    found = look(pages, width, theme)
+    found = look(pages, width, ("light", "dark"))
     assert len(found) == len(pages) > 20
     problems = [f"{page}: {problem}" for page, seen in found.items() for problem in seen["problems"]]
     assert not problems, "\n".join(problems)

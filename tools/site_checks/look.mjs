@@ -1,7 +1,7 @@
 // Looks at pages of the built site in Chromium, and prints of each what is wrong with it and what it weighs.
 //
-// Standard input: {"chromium": path, "site": address, "pages": [path], "width": pixels, "theme": "light" or
-// "dark", "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.
+// Standard input: {"chromium": path, "site": address, "pages": [path], "width": pixels, "themes": ["light",
+// "dark"], "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.
 import { readFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import axe from "axe-core";
@@ -14,7 +14,6 @@ const browser = await chromium.launch({
 });
 const context = await browser.newContext({
   viewport: { width: given.width, height: 900 },
-  colorScheme: given.theme,
 });
 context.setDefaultTimeout(120_000);
 
@@ -50,23 +49,28 @@ async function look(path) {
   await page.evaluate(() => globalThis.MathJax?.startup?.promise); // all formulas are set
   const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
 
-  const seen = await page.evaluate(() => {
-    const { dataset, scrollWidth, clientWidth } = document.documentElement;
-    const unset = document.querySelectorAll("mjx-merror, [data-mjx-error]").length;
-    return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset };
-  });
-  if (seen.theme !== given.theme) problems.push(`the theme is ${seen.theme}`);
-  if (seen.excess > 0) problems.push(`scrolls sideways by ${seen.excess} pixels`);
-  if (seen.unset) problems.push(`${seen.unset} formulas have errors`);
-
+  await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
   await page.evaluate(axe.source);
-  const { violations } = await page.evaluate(([headers, options]) => {
-    globalThis.axe.configure({ rules: [headers] });
-    return globalThis.axe.run(options);
-  }, [headers, { rules, resultTypes: ["violations"] }]);
-  for (const { id, nodes } of violations) {
-    for (const { target, html, failureSummary } of nodes) {
-      problems.push(`axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`.replace(/\s+/g, " "));
+  for (const theme of given.themes) {
+    await page.emulateMedia({ colorScheme: theme }); // which the page follows
+    await page.waitForSelector(`html[data-theme=${theme}]`, { timeout: 5000 }).catch(() => {});
+    const seen = await page.evaluate(() => {
+      const { dataset, scrollWidth, clientWidth } = document.documentElement;
+      const unset = document.querySelectorAll("mjx-merror, [data-mjx-error]").length;
+      return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset };
+    });
+    if (seen.theme !== theme) problems.push(`the theme is ${seen.theme}`);
+    if (seen.excess > 0) problems.push(`scrolls sideways by ${seen.excess} pixels`);
+    if (seen.unset) problems.push(`${seen.unset} formulas have errors`);
+    const { violations } = await page.evaluate(([headers, options]) => {
+      globalThis.axe.configure({ rules: [headers] });
+      return globalThis.axe.run(options);
+    }, [headers, { rules, resultTypes: ["violations"] }]);
+    for (const { id, nodes } of violations) {
+      for (const { target, html, failureSummary } of nodes) {
+        const words = `axe ${id}, ${theme}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
+        problems.push(words.replace(/\s+/g, " "));
+      }
     }
   }
   await page.close();
