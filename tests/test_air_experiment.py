@@ -11,7 +11,7 @@ from resuming import assert_resumes
 from torch import nn
 
 from rwslib import data
-from rwslib.experiments import CONFIGS, AIRConfig, air, run, stored
+from rwslib.experiments import CONFIGS, AIRConfig, air, modules, run, stored
 from rwslib.methods import METHODS
 from rwslib.models.air import Latents
 from rwslib.noise import Noise
@@ -73,6 +73,8 @@ BAD = [
     ({"decay_at": (0.5, 1)}, "decay_at must be a number between 0 and 1, got 1"),
     ({"decay_at": (0, 0.5)}, "decay_at must be a number between 0 and 1, got 0"),
     ({"decay_at": ("half",)}, "decay_at must be a number between 0 and 1, got 'half'"),
+    ({"pixel_sd": 0}, "pixel_sd must be a number between 0 and 100, got 0"),
+    ({"pixel_sd": "0.3"}, "pixel_sd must be a number between 0 and 100, got '0.3'"),
     ({"eval_particles": 0}, "eval_particles must be a whole number of at least 1, got 0"),
     ({"eval_particles": 5e3}, "eval_particles"),
     ({"eval_scenes": 1}, "eval_scenes must be a whole number of at least 2, got 1"),
@@ -183,6 +185,31 @@ def test_metrics_are_logged_about_a_hundred_times():
         assert air.problem(tiny(num_iterations=num_iterations)).log_every == log_every
 
 
+def test_a_normal_likelihood_sees_grey_scenes(tmp_path):
+    config = tiny(pixel_sd=0.3)
+    grey = data.scenes("digits", "train").images.flatten(1)
+    rows = torch.arange(20)
+    assert torch.equal(air.problem(config).draw_batch(Noise(1), rows), grey[rows] / 255)
+    assert torch.equal(
+        air.test_scenes("digits", grey=True)[0], data.scenes("digits", "test").images.flatten(1) / 255
+    )
+    record, binary = run(config, tmp_path), run(tiny(), tmp_path).metrics
+    metrics, p = record.metrics, modules(record)["p"]
+    again = air.dream_metrics(p, air.test_scenes("digits", grey=True)[0], config.seed, replicate=0)
+    assert np.array_equal(metrics["dreams"][0], again["dreams"])
+    assert np.isfinite(metrics["log_marginal"]).all()
+    assert set(np.unique(binary["dreams"])) <= {0, 1}
+    assert 0.2 < metrics["dreams"].std() < 0.4  # noise on the pixels, and next to nothing drawn yet
+    assert metrics["pixel_distance"][0] > binary["pixel_distance"][0]
+
+
+def test_the_distance_between_pixels_is_that_of_their_distributions():
+    a = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(10, 5)
+    assert air.pixel_distance(a, a.flip(1)) == 0  # wherever they are
+    assert air.pixel_distance(a, 1 - a).item() == pytest.approx(0.5)
+    assert air.pixel_distance(a, a[:3] + 0.25).item() == pytest.approx(0.25)
+
+
 def test_training_scenes_are_binarised_afresh_and_test_scenes_once():
     problem = air.problem(tiny())
     grey = data.scenes("digits", "train").images.flatten(1)
@@ -216,7 +243,7 @@ def test_every_method_trains(method):
     np.testing.assert_allclose(curves["count_probs"].sum(axis=-1), 1, rtol=1e-5)
     assert ((curves["count_accuracy"] >= 0) & (curves["count_accuracy"] <= 1)).all()
     finals = trainer.problem.finish(trainer)
-    assert all(value.shape == (1,) for value in finals.values())
+    assert {value.shape for name, value in finals.items() if name != "dreams"} == {(1,)}
 
 
 def test_rmsprop_trains_otherwise_than_adam():
@@ -289,6 +316,7 @@ def test_a_record_has_the_documented_metrics(tmp_path):
     expected = {"iteration": (5,), "count_probs": (2, 5, 4)}
     expected |= {name: (2, 5) for name in CURVES} | {f"{name}_final": (2,) for name in CURVES}
     expected |= {name: (2,) for name in (*ESTIMATES, *JUDGED)}
+    expected |= {"dreams": (2, 7, 2500), "pixel_distance": (2,)}
     expected |= {f"{name}_se": (2,) for name in ESTIMATES}
     expected |= {f"{name}_{n}_objects": (2,) for name in ESTIMATES for n in range(3)}
     metrics = record.metrics

@@ -177,6 +177,16 @@ def test_the_prior_of_the_count_is_a_distribution_that_starts_geometric():
     assert torch.equal(fixed.log_count(), GenerativeModel().log_count())
 
 
+def test_a_normal_likelihood_is_that_of_its_samples():
+    p = GenerativeModel(count_success=0.6, pixel_sd=0.3)
+    z, x = p.sample(200, Noise(5))
+    z = Latents(*(part[None] for part in z))
+    mean = torch.sigmoid(p.draw(z))
+    assert ((x - mean[0]) / 0.3).std().item() == pytest.approx(1, abs=0.01)
+    expected = p.log_prior(z) + D.Normal(mean, 0.3).log_prob(x).sum(-1)
+    torch.testing.assert_close(p.log_joint(z, x), expected, rtol=1e-5, atol=0)
+
+
 def log_prior_by_hand(p, z):
     scale = D.Normal(-0.4, 0.1)
     count = D.Categorical(logits=p.count_logits).log_prob(z.count)

@@ -22,6 +22,8 @@ LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
 CURVE_SCENES = 200
 CURVE_PARTICLES = 10  # of the test curve, the same for every K so that runs compare
 WEIGHTED_PARTICLES = 100  # of the importance-weighted count
+DREAMS = 500  # samples of the model, whose pixels are compared with those of the test scenes
+SHOWN_DREAMS = 7  # of them kept in a record
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class AIRConfig:
         scale_prior: mean and standard deviation of the prior on the scale logits; q starts at the mean.
         background: logit of an empty pixel at the start.
         learn_count: learn p(n), which starts as a geometric distribution with success 0.1.
+        pixel_sd: standard deviation of the normal likelihood of grey pixels, as in Eslami et al. (2016);
+            None is the paper's Bernoulli likelihood of binarised ones.
         center_weights: subtract 1/K from the wake-phi weights (ww); False if None.
         delta: weight of the prior in the proposal (dww); 0.2 if None.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
@@ -70,6 +74,7 @@ class AIRConfig:
     scale_prior: tuple[float, float] = (-0.4, 0.1)
     background: float = -5.0
     learn_count: bool = True
+    pixel_sd: float | None = None
     center_weights: bool | None = None
     delta: float | None = None
     wake_weight: float | None = None
@@ -99,6 +104,8 @@ class AIRConfig:
         require_number("scale_prior", self.scale_prior[1], 0)
         require_number("background", self.background, -100, 100)
         require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
+        if self.pixel_sd is not None:
+            require_number("pixel_sd", self.pixel_sd, 0, 100)
         for name in ("decay_at", "scale_prior"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         options = METHODS[self.method].options
@@ -132,24 +139,33 @@ class Baseline(nn.Module):
 def build(config: AIRConfig) -> dict[str, nn.Module]:
     """The networks of one replicate."""
     p = GenerativeModel(
-        learn_count=config.learn_count, scale_prior=config.scale_prior, background=config.background
+        learn_count=config.learn_count,
+        scale_prior=config.scale_prior,
+        background=config.background,
+        pixel_sd=config.pixel_sd,
     )
     q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit)
     modules = {"p": p, "q": q}
     return modules | ({"control_variate": Baseline()} if config.method == "nvil" else {})
 
 
-def test_scenes(dataset: str) -> tuple[Tensor, data.Scenes]:
-    """The test scenes of the metrics, binarised once and for all ``[N, 2500]``, and the truth."""
+def test_scenes(dataset: str, grey: bool = False) -> tuple[Tensor, data.Scenes]:
+    """The test scenes of the metrics, binarised once and for all or grey ``[N, 2500]``, and the truth."""
     scenes = data.scenes(dataset, "test")
-    return data.binarize(scenes.images.flatten(1), Noise(0, 1)), scenes
+    return _pixels(scenes.images.flatten(1), Noise(0, 1), grey), scenes
+
+
+def _pixels(images: Tensor, noise: Noise, grey: bool) -> Tensor:
+    """What network and model see of uint8 images: pixels of 0 and 1, or grey ones between them."""
+    return images / 255 if grey else data.binarize(images, noise)
 
 
 def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
-    x_train = data.binarize(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2)).to(device)
-    x_test, truth = test_scenes(config.dataset)
+    grey = config.pixel_sd is not None
+    x_train = _pixels(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2), grey).to(device)
+    x_test, truth = test_scenes(config.dataset, grey)
     x_test, counts = x_test.to(device), truth.counts.to(device)
     decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
     options = {
@@ -182,13 +198,14 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         for index, replicate in enumerate(trainer.replicates):
             parts, noise = trainer.modules(index), Noise(config.seed, replicate, 0, 4, device=device)
             x = (x_test, counts, truth.boxes.to(device))
-            found.append(final_metrics(parts["p"], parts["q"], *x, config, noise))
+            metrics = final_metrics(parts["p"], parts["q"], *x, config, noise)
+            found.append(metrics | dream_metrics(parts["p"], x_test, config.seed, replicate))
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
 
     return Problem(
         method=METHODS[config.method],
         build=lambda: build(config),
-        draw_batch=lambda noise, rows: data.binarize(train[rows], noise),
+        draw_batch=lambda noise, rows: _pixels(train[rows], noise, grey),
         evaluate=evaluate,
         num_particles=config.num_particles,
         num_iterations=config.num_iterations,
@@ -249,6 +266,25 @@ def box_overlap(found: Tensor, true: Tensor, counts: Tensor) -> Tensor:
 
     orders = torch.stack([iou(found, true), iou(found.flip(1), true)])  # [2, N, 2]
     return (orders.sum(dim=-1).amax(dim=0) / counts).where(counts > 0, torch.nan)
+
+
+def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Wasserstein-1 distance between the values of all pixels of two sets of images, in units of intensity.
+
+    It does not see where a pixel is: alike images have alike values, but not the other way round.
+    """
+    levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    quantiles = []
+    for images in (a, b):
+        values = images.flatten().sort().values
+        quantiles.append(values[(levels * len(values)).long()])
+    return (quantiles[0] - quantiles[1]).abs().mean()
+
+
+def dream_metrics(p: GenerativeModel, x: Tensor, seed: int, replicate: int) -> dict[str, Tensor]:
+    """A few samples of the model, and how far its samples' pixels are from those of the scenes ``x``."""
+    _, dreams = p.sample(DREAMS, Noise(seed, replicate, 0, 5, device=x.device))
+    return {"dreams": dreams[:SHOWN_DREAMS], "pixel_distance": pixel_distance(dreams, x)}
 
 
 def final_metrics(

@@ -1,5 +1,7 @@
 r"""Attend, infer, repeat (Eslami et al. 2016) with a Bernoulli likelihood, as in paper section 4.1.
 
+With ``pixel_sd`` the likelihood is normal and pixels are grey, as in the original.
+
 A scene has n objects, 0 to 3; object t has a place ``where`` (scales and shifts of its box, as
 logits) and a look ``what``.  Only objects that are there cost anything: both networks gather the
 present ones from all particles into one list of rows, work on that, and add the results back.
@@ -104,7 +106,8 @@ def _present(count: Tensor) -> Tensor:
 class GenerativeModel(nn.Module):
     r""":math:`p(n) \prod_{t \le n} p(\mathrm{where}_t) p(\mathrm{what}_t) \prod_i \mathrm{Bernoulli}(x_i)`.
 
-    The pixels' logits are a background plus what the decoder draws in each object's box.
+    The pixels' logits are a background plus what the decoder draws in each object's box.  With
+    ``pixel_sd`` a pixel is normal around the probability that the logit stands for.
 
     Args:
         count_success: p(n) starts as the geometric distribution with this probability of one more
@@ -115,6 +118,8 @@ class GenerativeModel(nn.Module):
         background: logit of an empty pixel at the start.  The authors' code has -88, which makes one
             stray pixel cost 88 nats.
         ink: logit that a box adds at the start.
+        pixel_sd: standard deviation of the normal likelihood of Eslami et al. (0.3 in public code); None is
+            the Bernoulli likelihood.
     """
 
     def __init__(
@@ -124,8 +129,10 @@ class GenerativeModel(nn.Module):
         scale_prior: tuple[float, float] = (-0.4, 0.1),
         background: float = -5.0,
         ink: float = 4.0,
+        pixel_sd: float | None = None,
     ):
         super().__init__()
+        self.pixel_sd = pixel_sd
         start = torch.arange(MAX_OBJECTS + 1) * math.log(count_success)
         if learn_count:
             self.count_logits = nn.Parameter(start.float())
@@ -162,8 +169,10 @@ class GenerativeModel(nn.Module):
         return count.index_add(0, present // MAX_OBJECTS, each).view(z.count.shape)
 
     def log_joint(self, z: Latents, x: Tensor) -> Tensor:
-        """``log p(z, x)``: binary ``x [B, 2500]`` -> ``[K, B]`` in nats."""
+        """``log p(z, x)``: binary, or grey, ``x [B, 2500]`` -> ``[K, B]`` in nats."""
         logits = self.draw(z)
+        if self.pixel_sd is not None:
+            return self.log_prior(z) + normal_log_prob(x, torch.sigmoid(logits), math.log(self.pixel_sd))
         loss = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
         return self.log_prior(z) - loss.sum(dim=-1)
 
@@ -178,10 +187,12 @@ class GenerativeModel(nn.Module):
         return Latents(count, where * there, noise.normal(*shape, MAX_OBJECTS, WHAT_SIZE) * there)
 
     def sample(self, num: int, noise: Noise) -> tuple[Latents, Tensor]:
-        """Ancestral samples: latents ``[num, ...]`` and binary ``x [num, 2500]``, without gradient."""
+        """Ancestral samples: latents ``[num, ...]`` and pixels ``x [num, 2500]``, without gradient."""
         with torch.no_grad():
             z = self.sample_prior(self.log_count(), (num,), noise)
             probs = torch.sigmoid(self.draw(Latents(*(part[None] for part in z)))[0])
+            if self.pixel_sd is not None:
+                return z, probs + self.pixel_sd * noise.normal(*probs.shape)
             return z, (noise.uniform(*probs.shape) < probs).to(probs.dtype)
 
     def sample_defensive(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Latents, Tensor]:
