@@ -98,7 +98,7 @@ def show_effect(effect: Entry) -> list[str]:
     if low is None:
         interval, side = "no interval", "open"
     else:
-        interval = "exact" if low == high else f"{low:.3g} to {high:.3g}"
+        interval = "no spread" if low == high else f"{low:.3g} to {high:.3g}"
         side = "agrees" if low > 0 else "contradicts" if high <= 0 else "open"
     return [effect["setting"], minus(f"{value:.3g} ({interval})"), side]
 

@@ -225,8 +225,7 @@ def gmm_claims(
             ("fig-support", "fig-figure4"),
             lambda: (
                 gives_up("ws", last)
-                | keeps_all("ww", last)
-                | keeps_all("dww", last)
+                | union(keeps_all(m, last) for m in ("ww", "dww", *BOUND_METHODS))
                 | union(above("prior_l2", m, w, last) for m, w in product(BOUND_METHODS, ("ww", "dww")))
             ),
         ),
