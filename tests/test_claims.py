@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from rwslib import estimators
-from rwslib.claims import air_claims, claims_table, export, general_claims, gmm_claims, sum_up, vae_claims
+from rwslib.claims import (
+    air_claims,
+    claims_table,
+    export,
+    general_claims,
+    gmm_claims,
+    sum_up,
+    vae_claims,
+    without_failures,
+)
 from rwslib.records import RunRecord
 
 METHODS = ("concrete", "relax", "reinforce", "vimco", "ws", "ww", "dww")
@@ -208,6 +217,20 @@ def test_a_claim_about_scenes_breaks_where_it_is_false(changes, broken):
     claims = air_claims(air_as_the_paper_says() | changes, likelihoods())
     held = {name for name, claim in claims.items() if claim.verdict == "holds"}
     assert held == set(claims) - broken
+
+
+def test_a_failed_run_widens_all_intervals_and_can_be_left_out():
+    runs = air_as_the_paper_says()
+    runs["ww", 20] = air_record(-118)
+    runs["ww", 20].metrics["log_marginal"][1] = -170
+    runs["ww", 20].metrics["count_accuracy_sample"][1] = 0.06
+    assert air_claims(runs)["AIR-1"].verdict == "mixed"
+    kept = without_failures(runs)
+    assert air_claims(kept)["AIR-1"].verdict == "holds"
+    assert kept["ww", 20].metrics["train_bound"].shape == (1, 40)
+    assert kept["ww", 10].metrics["log_marginal"].shape == (2,)
+    runs["ww", 20].metrics["count_accuracy_sample"][0] = 0.06
+    assert ("ww", 20) not in without_failures(runs)
 
 
 def test_the_scenes_are_judged_on_what_was_run():

@@ -5,7 +5,7 @@ means where there are only a few), or a logarithm of a ratio.  A claim whose met
 were not run is "not run".
 """
 
-from rwslib.claims.air import air_claims
+from rwslib.claims.air import air_claims, without_failures
 from rwslib.claims.common import VERDICTS, Claim, claims_table, export, sum_up
 from rwslib.claims.general import general_claims
 from rwslib.claims.gmm import gmm_claims
@@ -21,4 +21,5 @@ __all__ = [
     "gmm_claims",
     "sum_up",
     "vae_claims",
+    "without_failures",
 ]

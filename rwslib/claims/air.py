@@ -1,8 +1,10 @@
 """The claims about attend, infer, repeat, section 4.1 of the paper."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rwslib.claims.common import (
+    Cell,
     Claim,
     Effects,
     Noted,
@@ -21,6 +23,18 @@ from rwslib.records import RunRecord
 
 BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
 USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number
+FAILED = 0.5  # count accuracy below which a run has not learned to count at all
+
+
+def without_failures(runs: Runs) -> dict[Cell, RunRecord]:
+    """Records without the replicates that are wrong about more than half of the counts; empty ones go."""
+    kept = {}
+    for cell, record in runs.items():
+        good = record.metrics["count_accuracy_sample"] >= FAILED
+        if good.any():
+            metrics = {n: v if n == "iteration" else v[good] for n, v in record.metrics.items()}
+            kept[cell] = replace(record, metrics=metrics)
+    return kept
 
 
 def air_claims(runs: Runs, likelihoods: Mapping[str, RunRecord] | None = None) -> dict[str, Claim]:
