@@ -36,7 +36,8 @@ async function look(path) {
   const page = await context.newPage();
   const problems = [], weights = [];
   page.on("console", (message) => {
-    if (["error", "warning"].includes(message.type())) problems.push(`console: ${message.text()}`);
+    const unasked = message.location().url.endsWith("/favicon.ico"); // by the page that only forwards
+    if (["error", "warning"].includes(message.type()) && !unasked) problems.push(`console: ${message.text()}`);
   });
   page.on("pageerror", (error) => problems.push(`error: ${error.message}`));
   page.on("request", (request) => {
