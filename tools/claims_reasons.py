@@ -11,7 +11,7 @@ import numpy as np
 from markup import minus, table
 
 from rwslib import records
-from rwslib.claims import air_claims, without_failures
+from rwslib.claims.air import FAILED, air_claims, without_failures
 from rwslib.claims.common import difference
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord
@@ -223,21 +223,19 @@ def few_replicates(entries: Entries, open_ones: set[str]) -> str:
 def failed_runs(entries: Entries, open_ones: set[str]) -> str:
     """What runs that did not learn to count do to the intervals of all."""
     runs = runs_of(entries)
-    kept = without_failures(runs)
     failed = [
         f"{cell_name(*cell)}, {100 * value:.1f} %"
         for cell, run in runs.items()
         for value in run.metrics["count_accuracy_sample"]
-        if cell not in kept or value not in kept[cell].metrics["count_accuracy_sample"]
+        if value < FAILED
     ]
-    claims = air_claims(kept)
-    changed = [
-        f"{name}: {claims[name].verdict}"
-        for name in sorted(open_ones & claims.keys())
-        if claims[name].verdict not in (entries[name]["verdict"], "not run")
-    ]
-    if not failed or not kept:
+    if not open_ones or not failed:
         return ""
+    changed = [
+        f"{name}: {claim.verdict}"
+        for name, claim in air_claims(without_failures(runs)).items()
+        if name in open_ones and claim.verdict not in (entries[name]["verdict"], "not run")
+    ]
     return paragraph(
         "Runs that failed",
         concerned(entries, open_ones),
