@@ -266,9 +266,11 @@ def main() -> None:
             os.environ[variable] = str(folder)
     os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
 
-    # Processes, because papermill changes the working directory of the process it runs in.
+    # Processes, because papermill changes the working directory of the process it runs in.  The last
+    # chapters take longest, so they come first.
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
-        failures = [failure for failure in pool.map(execute, names, parameters.values()) if failure]
+        found = pool.map(execute, names[::-1], [parameters[name] for name in names[::-1]])
+        failures = [failure for failure in found if failure]
     if failures:
         raise SystemExit("\n".join(failures))
 
