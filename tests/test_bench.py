@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -67,6 +68,39 @@ def test_scenes_are_measured_and_shown_beside_their_aims(written):
     header, *cells = page_rows("air", path)
     assert header[:4] == ["method", "K", "iterations per second", "aim"]
     assert [row[3] for row in cells] == ["15", "", "6"] * 2
+
+
+FAKE_PYRO = """
+from types import SimpleNamespace
+
+class AIR:
+    def __init__(self, num_steps, x_size, window_size, z_what_size, rnn_hidden_size, **nets):
+        assert (num_steps, x_size, window_size, z_what_size) == (3, 50, 20, 50)
+    model = guide = staticmethod(lambda: None)
+
+def step(scenes, batch_size):
+    assert scenes.shape[1:] == (50, 50) and 0 <= scenes.min() < scenes.max() <= 1 and batch_size == 64
+
+optim = SimpleNamespace(Adam=dict)
+infer = SimpleNamespace(TraceGraph_ELBO=dict, SVI=lambda *args, loss: SimpleNamespace(step=step))
+"""
+
+
+def test_pyros_example_is_measured_beside_ours_where_it_is_there(written, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "AIR_AIMS", {5: 15})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYRO_AIR_EXAMPLE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pyro", None)
+    with pytest.raises(SystemExit, match="needs pyro-ppl installed and the folder examples/air"):
+        written("air")
+    fake = ModuleType("fake")
+    exec(FAKE_PYRO, vars(fake))
+    for name in ("pyro", "air"):
+        monkeypatch.setitem(sys.modules, name, fake)
+    path = written("air")
+    *_, pyros = json.loads(path.read_text())["air"]["rows"]
+    assert pyros["iterations_per_second"] > 0
+    assert page_rows("air", path)[-1][:2] == ["Pyro's example", "1"]
 
 
 def test_models_and_evaluation_are_measured_and_other_sections_stay(written, monkeypatch):

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rwslib import data, records
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
+from rwslib.models.air import CANVAS, GLIMPSE, MAX_OBJECTS, WHAT_SIZE
 from rwslib.noise import Noise
 from rwslib.training import Trainer, can_compile, single_thread
 
@@ -162,7 +163,12 @@ def evaluation_rows(seconds: float, limits: Limits) -> Rows:
 
 
 def air_rows(seconds: float, limits: Limits) -> Rows:
-    """Attend, infer, repeat, one replicate from its start, where its work is much as later."""
+    """Attend, infer, repeat, one replicate from its start, where its work is much as later.
+
+    With $PYRO_AIR_EXAMPLE, a copy of the folder `examples/air` of Pyro's repository, Pyro's own, too.
+    """
+    example = os.environ.get("PYRO_AIR_EXAMPLE")
+    pyro_step = pyro_example(Path(example)) if example else None  # says at once what is missing
     for method, (num_particles, aim) in product(("ww", "vimco"), AIR_AIMS.items()):
         trainer = Trainer(air.problem(AIRConfig(method, num_particles, "digits")), range(1))
         flops, found = cost(trainer)[0], speed(trainer, seconds)
@@ -174,6 +180,28 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
             "gigaflop_per_iteration": flops / 1e9,
             "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
         }
+    if pyro_step:
+        row = {"method": "Pyro's example", "num_particles": 1}
+        row["iterations_per_second"] = round(rate(pyro_step, seconds), 1)
+        yield row | dict.fromkeys(("aim_per_second", "gigaflop_per_iteration", "fraction_of_matmul_limit"))
+
+
+def pyro_example(folder: Path) -> Callable[[], float]:
+    """One step of Pyro's example on our scenes: its method, one particle, networks as wide as ours."""
+    sys.path.insert(0, str(folder))
+    try:
+        import pyro
+        from air import AIR
+    except ImportError as error:
+        needs = "pyro-ppl installed and the folder examples/air of Pyro's repository"
+        raise SystemExit(f"PYRO_AIR_EXAMPLE={folder} needs {needs}: {error}") from None
+    scenes = data.scenes("digits", "train").images.float() / 255
+    wide = [256, 256]
+    nets = {"encoder_net": wide, "decoder_net": wide, "predict_net": wide, "embed_net": wide}
+    model = AIR(MAX_OBJECTS, CANVAS, GLIMPSE, WHAT_SIZE, 256, bl_predict_net=wide, **nets)
+    adam, elbo = pyro.optim.Adam({"lr": 1e-4}), pyro.infer.TraceGraph_ELBO()
+    svi = pyro.infer.SVI(model.model, model.guide, adam, loss=elbo)
+    return lambda: svi.step(scenes, batch_size=AIRConfig("ww", 5).batch_size)
 
 
 def sweep_rows(seconds: float, limits: Limits) -> Rows:
@@ -264,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         limits = machine_limits(min(1.0, chosen.seconds))
         print(", ".join(f"{value / 1e9:.4g} G{header(name).strip()}" for name, value in limits.items()))
         for section in chosen.only:
-            print(f"\n{section}: {SECTIONS[section].__doc__}")
+            print(f"\n{section}: {SECTIONS[section].__doc__.splitlines()[0]}")
             rows = []
             for row in SECTIONS[section](chosen.seconds, limits):
                 if not rows:

@@ -119,7 +119,7 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
         if "fraction" in name:
             return percent(value)
         if isinstance(value, str):
-            return f"`{value}`" if name == "method" else text(value)
+            return f"`{value}`" if value in METHODS else text(value)
         return "" if value is None else f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
 
     rows = [[cell(name, row.get(name)) for name in columns] for row in found["rows"]]
