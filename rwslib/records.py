@@ -208,7 +208,9 @@ def save(
         temporary.chmod(0o755)
         (temporary / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-        np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **metrics)
+        # By name, so that a resumed run stores the bytes of an uninterrupted one.
+        in_order = {name: metrics[name] for name in sorted(metrics)}
+        np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **in_order)
         if weights:
             save_file(dict(weights), temporary / "weights.safetensors")
         if not path.exists():  # else another process stored the same run first

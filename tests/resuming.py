@@ -9,11 +9,13 @@ from rwslib.training import Trainer
 
 
 def assert_same_run(left, right):
-    """Two records with equal metrics and weights, bit for bit."""
+    """Two records with equal metrics and weights, and equal files of metrics, bit for bit."""
     for found, expected in ((left.metrics, right.metrics), (left.weights(), right.weights())):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
+    files = [(record.path / "metrics.npz").read_bytes() for record in (left, right)]
+    assert files[0] == files[1]
 
 
 def record_steps(monkeypatch):
