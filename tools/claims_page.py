@@ -9,6 +9,7 @@ from claims_reasons import REASONS
 from markup import minus, table
 
 from rwslib.claims import VERDICTS, export, general_claims, sum_up
+from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
 CHAPTERS = {  # and, for each, its section of the paper
@@ -82,7 +83,7 @@ def scale(entries: list[Entry]) -> str:
         return ""
     experiment = configs[0]["experiment"]
     paper, unit = PAPER_LENGTH[experiment]
-    lengths = {c.get("num_iterations") or (3 ** c["num_stages"] - 1) // 2 for c in configs}
+    lengths = {c.get("num_iterations") or epochs_after(c["num_stages"]) for c in configs}
     share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     data = {"mnist": ", MNIST", "digits": ", embedded digits"}.get(configs[0].get("dataset"), "")

@@ -13,13 +13,12 @@ from markup import minus, table
 from rwslib import records
 from rwslib.claims.air import FAILED, air_claims, without_failures
 from rwslib.claims.common import difference
+from rwslib.experiments.vae import PAPER_STAGES, epochs_after
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord
 
 Entries = Mapping[str, Mapping[str, Any]]
 Runs = dict[tuple[str, int], RunRecord]
-
-PAPER_STAGES = 8
 
 
 def runs_of(entries: Entries) -> Runs:
@@ -166,7 +165,7 @@ def stages_left(entries: Entries, open_ones: set[str]) -> str:
     stages = min((run.config["num_stages"] for run in runs.values()), default=0)
     if not claims or not 2 <= stages < PAPER_STAGES:
         return ""
-    ends = [(3**stage - 1) // 2 for stage in range(1, stages + 1)]  # epochs
+    ends = [epochs_after(stage) for stage in range(1, stages + 1)]
     curves = {cell: np.median(run.metrics["test_bound"], axis=0)[ends] for cell, run in runs.items()}
     rows = [[cell_name(*cell), *(f"{value:.2f}" for value in curve)] for cell, curve in curves.items()]
     moved = [curve[-1] - curve[-2] for curve in curves.values()]

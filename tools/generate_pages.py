@@ -17,6 +17,7 @@ from compare_methods import comparison
 from markup import table, text
 
 from rwslib import records
+from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,9 +153,9 @@ EXPERIMENTS = {"gmm": "Gaussian mixture", "vae": "continuous model", "air": "att
 
 
 def length(config: dict[str, Any]) -> str:
-    """How long a run trains; stage i of the continuous model has 3**i epochs."""
+    """How long a run trains."""
     if "num_stages" in config:
-        return f"{(3 ** config['num_stages'] - 1) // 2:,} epochs"
+        return f"{epochs_after(config['num_stages']):,} epochs"
     return f"{config['num_iterations']:,} iterations"
 
 

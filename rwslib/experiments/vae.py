@@ -80,7 +80,12 @@ class VAEConfig:
     @property
     def num_epochs(self) -> int:
         """Passes through the training data in all stages together."""
-        return (3**self.num_stages - 1) // 2
+        return epochs_after(self.num_stages)
+
+
+def epochs_after(num_stages: int) -> int:
+    """Epochs of the first stages together: stage i = 0, 1, ... has ``3**i`` (Burda et al. 2016)."""
+    return (3**num_stages - 1) // 2
 
 
 def stage_rates(learning_rate: float) -> list[float]:
@@ -109,7 +114,8 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     dtype = getattr(torch, config.precision)
     steps_per_epoch = max(1, len(train) // config.batch_size)
     stages = torch.arange(PAPER_STAGES, device=device)
-    stage_ends = (3 ** stages[1:] - 1) // 2 * steps_per_epoch
+    ends = [epochs_after(stage) * steps_per_epoch for stage in range(1, PAPER_STAGES)]
+    stage_ends = torch.tensor(ends, device=device)
     rates = torch.tensor(stage_rates(config.learning_rate), device=device)
 
     def learning_rate(iteration: Tensor) -> Tensor:
