@@ -1,7 +1,8 @@
 // Looks at pages of the built site in Chromium, and prints of each what is wrong with it and what it weighs.
 //
-// Standard input: {"chromium": path, "site": address, "pages": [path], "width": pixels, "themes": ["light",
-// "dark"], "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.
+// Standard input: {"chromium": path, "site": address, "pages": [path], "widths": [pixels], "themes": ["light",
+// "dark"], "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.  A page is loaded
+// at the first width.
 import { readFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import axe from "axe-core";
@@ -12,7 +13,7 @@ const browser = await chromium.launch({
   executablePath: given.chromium,
   args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
-const context = await browser.newContext({ viewport: { width: given.width, height: 900 } });
+const context = await browser.newContext({ viewport: { width: given.widths[0], height: 900 } });
 context.setDefaultTimeout(120_000);
 
 // The header of a column may be a formula, whose MathML axe-core does not take for text.
@@ -50,7 +51,10 @@ async function look(path) {
 
   await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
   await page.evaluate(axe.source);
-  for (const theme of given.themes) {
+  const views = given.widths.flatMap((width) => given.themes.map((theme) => [width, theme]));
+  for (const [width, theme] of views) {
+    const problem = (words) => problems.push(`${width} pixels wide, ${theme}: ${words}`);
+    await page.setViewportSize({ width, height: 900 });
     await page.emulateMedia({ colorScheme: theme }); // which the page follows
     await page.waitForSelector(`html[data-theme=${theme}]`, { timeout: 5000 }).catch(() => {});
     const seen = await page.evaluate(() => {
@@ -58,17 +62,17 @@ async function look(path) {
       const unset = document.querySelectorAll("mjx-merror, [data-mjx-error]").length;
       return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset };
     });
-    if (seen.theme !== theme) problems.push(`the theme is ${seen.theme}`);
-    if (seen.excess > 0) problems.push(`scrolls sideways by ${seen.excess} pixels`);
-    if (seen.unset) problems.push(`${seen.unset} formulas have errors`);
+    if (seen.theme !== theme) problem(`the theme is ${seen.theme}`);
+    if (seen.excess > 0) problem(`scrolls sideways by ${seen.excess} pixels`);
+    if (seen.unset) problem(`${seen.unset} formulas have errors`);
     const { violations } = await page.evaluate(([headers, options]) => {
       globalThis.axe.configure({ rules: [headers] });
       return globalThis.axe.run(options);
     }, [headers, { rules, resultTypes: ["violations"] }]);
     for (const { id, nodes } of violations) {
       for (const { target, html, failureSummary } of nodes) {
-        const words = `axe ${id}, ${theme}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
-        problems.push(words.replace(/\s+/g, " "));
+        const words = `axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
+        problem(words.replace(/\s+/g, " "));
       }
     }
   }
