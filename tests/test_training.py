@@ -150,7 +150,7 @@ def test_a_checkpoint_with_damaged_numbers_is_refused_with_its_path(number, tmp_
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_record(tmp_path):
-    config = small("ww", num_iterations=3000, num_runs=2)
+    config = small("ww", num_iterations=1500, num_runs=2)
     script = (
         "import sys; from rwslib import training; training.CHECKPOINT_SECONDS = 0\n"
         "from rwslib.experiments import GMMConfig, run\n"
