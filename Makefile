@@ -10,8 +10,9 @@ BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 # The committed notebooks show published records only, whatever else was run here.
 PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
 
-# Two processes of one thread each are faster here than one process of two threads.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# Two processes of one thread each are faster here than one process of two threads; tests go to them one by
+# one, the slow ones first (tests/conftest.py), so that both end at the same time.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --maxschedchunk 1
 # The last chapters take longest, so they come first.
 NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 \
