@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
 from difflib import get_close_matches
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -181,25 +181,20 @@ def execute(name: str, parameters: Parameters) -> str | None:
     source = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     if any("verdicts" in cell.metadata.get("tags", []) for cell in source.cells):
         source.cells.append(nbformat.v4.new_code_cell(EXPORT, metadata={"tags": ["claims"]}))
-    for attempt in (1, 2):
-        try:
-            papermill.execute_notebook(
-                source,
-                target,
-                parameters,
-                kernel_name="python3",
-                cwd=target.parent,
-                progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],  # else each kernel remarks on its transport
-            )
-        except PapermillExecutionError as error:
-            kept = f"The cells up to there are in {target.relative_to(ROOT)}."
-            return f"{name} failed with {error.ename}: {error.evalue}\n{kept}"
-        except Exception as error:  # kernels that start together can pick the same port: once more
-            if attempt == 2:
-                return f"{name} could not be executed: {type(error).__name__}: {error}"
-        else:
-            break
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # else each kernel remarks on its transport
+        )
+    except PapermillExecutionError as error:
+        kept = f"The cells up to there are in {target.relative_to(ROOT)}."
+        return f"{name} failed with {error.ename}: {error.evalue}\n{kept}"
+    except Exception as error:
+        return f"{name} could not be executed: {type(error).__name__}: {error}"
     notebook = nbformat.read(target, as_version=4)
     hand_over_claims(notebook, name)
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
@@ -266,11 +261,14 @@ def main() -> None:
             os.environ[variable] = str(folder)
     os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
 
-    # Processes, because papermill changes the working directory of the process it runs in.  The last
-    # chapters take longest, so they come first.
-    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+    # Threads, because kernels that different processes start together can pick the same port; the working
+    # directory is theirs together.  The last chapters take longest, so they come first.
+    with chdir(STAGE / "notebooks"), ThreadPoolExecutor(max_workers=2) as pool:
         found = pool.map(execute, names[::-1], [parameters[name] for name in names[::-1]])
-        failures = [failure for failure in found if failure]
+        try:
+            failures = [failure for failure in found if failure]
+        except KeyboardInterrupt:  # threads cannot be stopped; kernels end with their parent
+            os._exit(130)
     if failures:
         raise SystemExit("\n".join(failures))
 
