@@ -25,12 +25,14 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from rwslib.cpu import can_compile, single_thread
+from rwslib.cuda import Captured
 from rwslib.methods import Method
 from rwslib.noise import Noise, Tape, seed_for
 from rwslib.optimizers import Optimizer, Tensors, adam
 
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
 UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
+GPU_BLOCK = 125  # optimiser steps that a GPU takes in one go; a change changes its runs' numbers
 COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
 CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  # changes no numbers
 
@@ -161,10 +163,18 @@ class Trainer:
             for start in problem.optimizer.start
         )
 
+        self._held = {
+            name: max(
+                (end for start, end in problem.hold.items() if name.startswith(f"parts.{start}")), default=0
+            )
+            for name in self.params
+        }
         self.numbers = self._count_numbers(None)
         per_iteration = max(1, sum(self.numbers.values()))
-        self.block = largest_divisor(problem.log_every, max(1, NOISE_BLOCK // per_iteration))
-        self.unroll = largest_divisor(self.block, UNROLL)
+        on_gpu = torch.device(device).type == "cuda"
+        at_most = GPU_BLOCK if on_gpu else max(1, NOISE_BLOCK // per_iteration)
+        self.block = largest_divisor(problem.log_every, at_most)
+        self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
         if compiled is None:
             compiled = problem.num_iterations >= COMPILE_FROM
         if compiled and device == "cpu" and not can_compile():
@@ -176,8 +186,11 @@ class Trainer:
         if compiled:
             torch.compiler.reset()  # else many runs in one process reach dynamo's recompile limit
         self._advance_together, self._update = self._advance, problem.optimizer.update
+        self._advance_block = self._advance_piecewise
         if compiled and problem.mapped:
             self._advance_together = torch.compile(self._advance, fullgraph=True)
+            if on_gpu:
+                self._advance_block = Captured(self._advance_piecewise)
         elif compiled:
             self._update = torch.compile(self._update, fullgraph=True)
 
@@ -318,17 +331,11 @@ class Trainer:
         """One optimiser step; parameters on hold stay, and their optimiser starts when they are free."""
         if not self.problem.hold:
             return self._update(params, grads, moments, iteration + 1, learning_rate)
-        ends = {
-            name: max(
-                (end for start, end in self.problem.hold.items() if name.startswith(f"parts.{start}")),
-                default=0,
-            )
-            for name in params
-        }
         stepped: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
-        for end in sorted(set(ends.values())):
+        for end in sorted(set(self._held.values())):
             before = [
-                {name: part[name] for name in params if ends[name] == end} for part in (params, *moments)
+                {name: part[name] for name in params if self._held[name] == end}
+                for part in (params, *moments)
             ]
             own_grads = {name: grads[name] for name in before[0]}
             own_step = (iteration + 1 - end).clamp_min(1)
@@ -342,16 +349,22 @@ class Trainer:
 
     def train_block(self) -> None:
         """Train ``block`` iterations, without logging."""
-        uniform, normal = self._tapes(self.block, self.numbers)
-        rows = self._rows(self.block)
+        tapes, rows = self._tapes(self.block, self.numbers), self._rows(self.block)
+        iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            for start in range(0, self.block, self.unroll):
-                part = slice(start, start + self.unroll)
-                iteration = torch.tensor(self.iteration + start, dtype=torch.float64, device=self.device)
-                self.params, self.moments = self._advance_together(
-                    self.params, self.moments, iteration, uniform[:, part], normal[:, part], rows[:, part]
-                )
+            self.params, self.moments = self._advance_block(
+                self.params, self.moments, iteration, *tapes, rows
+            )
         self.iteration += self.block
+
+    def _advance_piecewise(
+        self, params: Tensors, moments: tuple[Tensors, Tensors], iteration: Tensor, *tensors: Tensor
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """As ``_advance``, ``unroll`` steps at a time."""
+        for start in range(0, self.block, self.unroll):
+            pieces = [tensor[:, start : start + self.unroll] for tensor in tensors]
+            params, moments = self._advance_together(params, moments, iteration + start, *pieces)
+        return params, moments
 
     def log(self) -> None:
         """Append the metrics of the current parameters to the curves."""

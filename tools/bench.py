@@ -1,8 +1,8 @@
 """Measure how fast training, evaluation and sweeps are, beside the limits of the machine and what we aim at.
 
-All in one process on one thread, after compilation.  The limits are measured here, too: matrix products
-of float32 and of bfloat16 numbers, and copies of memory.  Each section that is measured replaces its
-namesake in the file of `--write`; the others stay.
+All in one process on one thread, or on a GPU, after compilation.  The limits are measured here, too: matrix
+products of float32 and of bfloat16 numbers, and copies of memory.  Each section that is measured replaces
+its namesake in the file of `--write`; the others stay.
 """
 
 import argparse
@@ -48,29 +48,40 @@ VAE_AIMS = {8: 0.55, 64: 0.75}  # share of the float32 limit by K
 MNIST_STEPS = 1875  # an epoch of MNIST in batches of 32
 EVALUATION_AIM = 360  # seconds
 EVALUATED_IMAGES, EVALUATED_PARTICLES, TEST_IMAGES = 500, 5000, 10_000
+PRECISIONS = {"float32": "flops_per_second", "bfloat16": "bfloat16_flops_per_second"}
 AIR_AIMS = {5: 15, 10: None, 20: 6}  # iterations a second by K
+VAE_GPU_CASES = (  # precision, K, replicates
+    *product(("float32", "bfloat16"), (8, 64), (1, 4)),
+    *(("bfloat16", num_particles, 1) for num_particles in (128, 256, 512)),
+)
+AIR_GPU_CASES = ((5, 3), (10, 3), (20, 2))  # K, replicates
+AIR_GPU_AIMS = {5: 400}  # iterations a second of each replicate
 SHARED_RUNS, OWN_RUNS, ROWS, RECORDS = 12, 4, 600, 1000
 SWEEP_AIMS = {"run": 3, "up to date": 15, "list": 2}  # seconds
 
 
 def rate(work: Callable[[], Any], seconds: float) -> float:
     """Calls a second of a function, over at least so many seconds, the first call not counted."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     work()
+    wait()
     calls, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         work()
+        wait()
         calls += 1
     return calls / (time.perf_counter() - begun)
 
 
-def machine_limits(seconds: float) -> Limits:
+def machine_limits(seconds: float, device: str = "cpu") -> Limits:
     """Operations a second of large matrix products; bytes a second, read and written, of an uncached copy."""
+    size, length = (1024, 2**26) if device == "cpu" else (8192, 2**29)
 
     def flops(dtype: torch.dtype) -> float:
-        a = torch.randn(1024, 1024).to(dtype)
-        return 2 * 1024**3 * rate(lambda: a @ a, seconds)
+        a = torch.randn(size, size, device=device).to(dtype)
+        return 2 * size**3 * rate(lambda: a @ a, seconds)
 
-    source, target = torch.zeros(2, 2**26)
+    source, target = torch.zeros(2, length, device=device)
     return {
         "flops_per_second": flops(torch.float32),
         "bfloat16_flops_per_second": flops(torch.bfloat16),
@@ -87,9 +98,9 @@ def cost(trainer: Trainer) -> tuple[int, int]:
     """Least work of one replicate-iteration: operations of its matrix products, bytes of state and noise."""
     with FlopCounterMode(display=False) as counter:
         parameters = list(trainer.objective.parameters())
-        noise = Noise(0)
+        noise = Noise(0, device=trainer.device)
         x = trainer.problem.draw_batch(noise, trainer._rows(1)[0, 0])
-        loss = trainer.objective(x, noise, torch.tensor(0.5))
+        loss = trainer.objective(x, noise, trainer._progress(0))
         loss.backward()
     state = 6 * sum(value.numel() for value in parameters)  # parameters and two moments, read and written
     return counter.get_total_flops(), 4 * (state + 2 * sum(trainer.numbers.values()))
@@ -115,29 +126,41 @@ def gmm_rows(seconds: float, limits: Limits) -> Rows:
 
 def vae_rows(seconds: float, limits: Limits) -> Rows:
     """The continuous model, at MNIST's size of image, batch and epoch."""
-    kinds = {"float32": "flops_per_second", "bfloat16": "bfloat16_flops_per_second"}
-    cases = product(kinds, VAE_AIMS, ("iwae", "ww"), (1, 4))
-    for precision, num_particles, method, num_runs in cases:
-        config = VAEConfig(method, num_particles, "digits", vae.PAPER_STAGES, num_runs, precision=precision)
-        problem = dataclasses.replace(vae.problem(config), log_every=MNIST_STEPS)
-        trainer = Trainer(problem, range(num_runs))
-        decoder, encoder = (
-            sum(weight.numel() for weight in trainer.objective.parts[part].parameters() if weight.ndim == 2)
-            for part in ("p", "q")
+    for precision, num_particles, method, num_runs in product(PRECISIONS, VAE_AIMS, ("iwae", "ww"), (1, 4)):
+        row = vae_row(
+            VAEConfig(method, num_particles, num_runs=num_runs, precision=precision), seconds, limits
         )
-        # forward, and backward twice as much: two operations a weight, for every particle or every image
-        flops = 3 * 2 * config.batch_size * (decoder * num_particles + encoder)
-        found = speed(trainer, seconds)
-        yield {
-            "precision": precision,
-            "method": method,
-            "num_particles": num_particles,
-            "replicates": num_runs,
-            "replicate_iterations_per_second": round(found, 1),
-            "gigaflop_per_iteration": flops / 1e9,
-            "fraction_of_matmul_limit": found * flops / limits[kinds[precision]],
-            "aim_fraction": VAE_AIMS[num_particles] if precision == "float32" else None,
-        }
+        yield row | {"aim_fraction": VAE_AIMS[num_particles] if precision == "float32" else None}
+
+
+def vae_row(config: VAEConfig, seconds: float, limits: Limits, device: str = "cpu") -> dict[str, Any]:
+    """How fast one configuration of the continuous model trains."""
+    config = dataclasses.replace(config, dataset="digits", num_stages=vae.PAPER_STAGES)
+    problem = dataclasses.replace(vae.problem(config, device), log_every=MNIST_STEPS)
+    trainer = Trainer(problem, range(config.num_runs), device)
+    decoder, encoder = (
+        sum(weight.numel() for weight in trainer.objective.parts[part].parameters() if weight.ndim == 2)
+        for part in ("p", "q")
+    )
+    # forward, and backward twice as much: two operations a weight, for every particle or every image
+    flops = 3 * 2 * config.batch_size * (decoder * config.num_particles + encoder)
+    found = speed(trainer, seconds)
+    return {
+        "precision": config.precision,
+        "method": config.method,
+        "num_particles": config.num_particles,
+        "replicates": config.num_runs,
+        "replicate_iterations_per_second": round(found, 1),
+        "gigaflop_per_iteration": flops / 1e9,
+        "fraction_of_matmul_limit": found * flops / limits[PRECISIONS[config.precision]],
+    }
+
+
+def vae_gpu_rows(seconds: float, limits: Limits) -> Rows:
+    """The continuous model on a GPU, at MNIST's size of image, batch and epoch."""
+    for precision, num_particles, num_runs in VAE_GPU_CASES:
+        config = VAEConfig("ww", num_particles, num_runs=num_runs, precision=precision)
+        yield vae_row(config, seconds, limits, "cuda")
 
 
 def evaluation_rows(seconds: float, limits: Limits) -> Rows:
@@ -184,6 +207,23 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
         row = {"method": "Pyro's example", "num_particles": 1}
         row["iterations_per_second"] = round(rate(pyro_step, seconds), 1)
         yield row | dict.fromkeys(("aim_per_second", "gigaflop_per_iteration", "fraction_of_matmul_limit"))
+
+
+def air_gpu_rows(seconds: float, limits: Limits) -> Rows:
+    """Attend, infer, repeat on a GPU, where all objects that could be there are worked on."""
+    for method, (num_particles, num_runs) in product(("ww", "vimco"), AIR_GPU_CASES):
+        config = AIRConfig(method, num_particles, "digits", num_runs=num_runs)
+        trainer = Trainer(air.problem(config, "cuda"), range(num_runs), "cuda")
+        flops, found = cost(trainer)[0], speed(trainer, seconds)
+        yield {
+            "method": method,
+            "num_particles": num_particles,
+            "replicates": num_runs,
+            "iterations_per_second": round(found / num_runs, 1),
+            "aim_per_second": AIR_GPU_AIMS.get(num_particles),
+            "gigaflop_per_iteration": flops / 1e9,
+            "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
+        }
 
 
 def pyro_example(folder: Path) -> Callable[[], float]:
@@ -263,7 +303,10 @@ SECTIONS = {
     "evaluation": evaluation_rows,
     "air": air_rows,
     "sweep": sweep_rows,
+    "vae_gpu": vae_gpu_rows,
+    "air_gpu": air_gpu_rows,
 }
+ON_GPU = ("vae_gpu", "air_gpu")
 
 
 # -- output -------------------------------------------------------------------------------------------
@@ -284,31 +327,38 @@ def header(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=SECTIONS, metavar="SECTION")
+    possible = [name for name in SECTIONS if name not in ON_GPU or torch.cuda.is_available()]
+    parser.add_argument("--only", nargs="+", default=possible, choices=SECTIONS, metavar="SECTION")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement of training")
     parser.add_argument("--write", type=Path, help="also write the tables as JSON")
     chosen = parser.parse_args(arguments)
-    with single_thread("cpu"):
-        limits = machine_limits(min(1.0, chosen.seconds))
-        print(", ".join(f"{value / 1e9:.4g} G{header(name).strip()}" for name, value in limits.items()))
-        for section in chosen.only:
+    limits: dict[str, Limits] = {}
+    for section in chosen.only:
+        device = "cuda" if section in ON_GPU else "cpu"
+        with single_thread(device):
+            if device not in limits:
+                limits[device] = machine_limits(min(1.0, chosen.seconds), device)
+                found = (
+                    f"{value / 1e9:.4g} G{header(name).strip()}" for name, value in limits[device].items()
+                )
+                print(f"{device}: {', '.join(found)}")
             print(f"\n{section}: {SECTIONS[section].__doc__.splitlines()[0]}")
             rows = []
-            for row in SECTIONS[section](chosen.seconds, limits):
+            for row in SECTIONS[section](chosen.seconds, limits[device]):
                 if not rows:
                     print("  ".join(map(header, row)))
                 print("  ".join(cell(name, value) for name, value in row.items()), flush=True)
                 rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-            if chosen.write:
-                write(chosen.write, section, limits, rows)
+        if chosen.write:
+            write(chosen.write, section, device, limits[device], rows)
 
 
-def write(path: Path, section: str, limits: Limits, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, section: str, device: str, limits: Limits, rows: list[dict[str, Any]]) -> None:
     """Replace one section of the file, or add it."""
     measured = json.loads(path.read_text()) if path.exists() else {}
     measured[section] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": records.provenance(0, "cpu")["hardware"],
+        "hardware": records.provenance(0, device)["hardware"],
         "limits": {name: round(value) for name, value in limits.items()},
         "rows": rows,
     }

@@ -136,15 +136,16 @@ class Baseline(nn.Module):
         return 100 * self.layers(x).squeeze(1)
 
 
-def build(config: AIRConfig) -> dict[str, nn.Module]:
+def build(config: AIRConfig, packed: bool = True) -> dict[str, nn.Module]:
     """The networks of one replicate."""
     p = GenerativeModel(
         learn_count=config.learn_count,
         scale_prior=config.scale_prior,
         background=config.background,
         pixel_sd=config.pixel_sd,
+        packed=packed,
     )
-    q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit)
+    q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit, packed=packed)
     modules = {"p": p, "q": q}
     return modules | ({"control_variate": Baseline()} if config.method == "nvil" else {})
 
@@ -163,7 +164,7 @@ def _pixels(images: Tensor, noise: Noise, grey: bool) -> Tensor:
 def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
-    grey = config.pixel_sd is not None
+    grey, on_gpu = config.pixel_sd is not None, torch.device(device).type == "cuda"
     x_train = _pixels(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2), grey).to(device)
     x_test, truth = test_scenes(config.dataset, grey)
     x_test, counts = x_test.to(device), truth.counts.to(device)
@@ -177,7 +178,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
         found = []
         for index in range(len(trainer.replicates)):
-            p, q = (trainer.modules(index)[name] for name in ("p", "q"))
+            p, q = _networks(trainer, index)
             noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
             bounds = {
                 name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
@@ -196,15 +197,14 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     def finish(trainer: Trainer) -> dict[str, Tensor]:
         found = []
         for index, replicate in enumerate(trainer.replicates):
-            parts, noise = trainer.modules(index), Noise(config.seed, replicate, 0, 4, device=device)
-            x = (x_test, counts, truth.boxes.to(device))
-            metrics = final_metrics(parts["p"], parts["q"], *x, config, noise)
-            found.append(metrics | dream_metrics(parts["p"], x_test, config.seed, replicate))
+            (p, q), noise = _networks(trainer, index), Noise(config.seed, replicate, 0, 4, device=device)
+            metrics = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
+            found.append(metrics | dream_metrics(p, x_test, config.seed, replicate))
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
 
     return Problem(
         method=METHODS[config.method],
-        build=lambda: build(config),
+        build=lambda: build(config, packed=not on_gpu),
         draw_batch=lambda noise, rows: _pixels(train[rows], noise, grey),
         evaluate=evaluate,
         num_particles=config.num_particles,
@@ -217,10 +217,17 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         epoch=(len(train), config.batch_size),
         optimizer=OPTIMIZERS[config.optimizer],
         hold={"q.presence": config.warmup_iterations, "p.count_logits": config.warmup_iterations},
-        mapped=False,
+        mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
         options=lambda progress: options,
         finish=finish,
     )
+
+
+def _networks(trainer: Trainer, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
+    """The networks of one replicate; evaluation is not compiled, so they may be packed."""
+    parts = trainer.modules(index)
+    parts["p"].packed = parts["q"].packed = True
+    return parts["p"], parts["q"]
 
 
 def q_counts(q: InferenceNetwork, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ VAE_METHODS = ("iwae", "vae", "ww", "ws", "wws", "dreg", "rws_dreg", "stl", "rei
 PAPER_STAGES = 8
 CURVE_IMAGES = 500
 CURVE_PARTICLES = 64  # of the test curve, the same for every K so that runs compare
+GPU_ROWS = 200_000  # data times particles in one piece of an evaluation there
 RECORDED_IMAGES = 100  # test images whose own log marginals are recorded, for checking weights later
 
 
@@ -114,6 +115,8 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     dtype = getattr(torch, config.precision)
     steps_per_epoch = max(1, len(train) // config.batch_size)
     stages = torch.arange(PAPER_STAGES, device=device)
+    on_gpu = torch.device(device).type == "cuda"
+    pieces = {"images_at_once": CURVE_IMAGES, "rows_at_once": GPU_ROWS} if on_gpu else {}
     ends = [epochs_after(stage) * steps_per_epoch for stage in range(1, PAPER_STAGES)]
     stage_ends = torch.tensor(ends, device=device)
     rates = torch.tensor(stage_rates(config.learning_rate), device=device)
@@ -126,7 +129,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         def bound(x: Tensor, num_particles: int, index: int) -> Tensor:
             noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
             parts = trainer.modules(index)
-            estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise)
+            estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise, **pieces)
             return estimates["log_marginal"].mean()
 
         replicates = range(len(trainer.replicates))
@@ -169,7 +172,7 @@ def final_metrics(
 ) -> dict[str, Tensor]:
     """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate."""
     compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu" and can_compile()
-    rows_at_once = 4000 if x.device.type == "cpu" else 100_000
+    rows_at_once = 4000 if x.device.type == "cpu" else GPU_ROWS
     estimates = importance_estimates(
         p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
     )

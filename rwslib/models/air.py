@@ -4,7 +4,9 @@ With ``pixel_sd`` the likelihood is normal and pixels are grey, as in the origin
 
 A scene has n objects, 0 to 3; object t has a place ``where`` (scales and shifts of its box, as
 logits) and a look ``what``.  Only objects that are there cost anything: both networks gather the
-present ones from all particles into one list of rows, work on that, and add the results back.
+present ones from all particles into one list of rows, work on that, and add the results back.  The
+list is as long as the samples have it; unless ``packed``, all objects are worked on and absent ones
+masked out, whose shapes are fixed, as ``vmap``, ``torch.compile`` and a GPU's graphs want them.
 """
 
 import math
@@ -97,10 +99,15 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _present(count: Tensor) -> Tensor:
-    """Flat indices into ``[K, B, 3]`` of the objects that are there."""
-    there = torch.arange(MAX_OBJECTS, device=count.device) < count[..., None]
-    return there.flatten().nonzero().squeeze(1)
+def _add_objects(start: Tensor, z: Latents, of_objects: Callable, packed: bool) -> Tensor:
+    """Add to ``start [K * B, ...]`` what ``of_objects(where, what) -> [P, ...]`` gives for those present."""
+    there = (torch.arange(MAX_OBJECTS, device=z.count.device) < z.count[..., None]).flatten()
+    where, what = z.where.flatten(0, 2), z.what.flatten(0, 2)
+    if packed:
+        present = there.nonzero().squeeze(1)
+        return start.index_add(0, present // MAX_OBJECTS, of_objects(where[present], what[present]))
+    each = of_objects(where, what)
+    return start + (each * there.view(-1, *[1] * (each.ndim - 1))).unflatten(0, (-1, MAX_OBJECTS)).sum(dim=1)
 
 
 class GenerativeModel(nn.Module):
@@ -120,6 +127,7 @@ class GenerativeModel(nn.Module):
         ink: logit that a box adds at the start.
         pixel_sd: standard deviation of the normal likelihood of Eslami et al. (0.3 in public code); None is
             the Bernoulli likelihood.
+        packed: work on the objects that are there alone; False masks the others out, the same up to rounding.
     """
 
     def __init__(
@@ -130,9 +138,10 @@ class GenerativeModel(nn.Module):
         background: float = -5.0,
         ink: float = 4.0,
         pixel_sd: float | None = None,
+        packed: bool = True,
     ):
         super().__init__()
-        self.pixel_sd = pixel_sd
+        self.pixel_sd, self.packed = pixel_sd, packed
         start = torch.arange(MAX_OBJECTS + 1) * math.log(count_success)
         if learn_count:
             self.count_logits = nn.Parameter(start.float())
@@ -154,19 +163,21 @@ class GenerativeModel(nn.Module):
 
     def draw(self, z: Latents) -> Tensor:
         """Logits of the pixels, ``[K, B, 2500]``."""
-        present = _present(z.count)
-        glimpses = self.decoder(z.what.flatten(0, 2)[present]).view(-1, GLIMPSE, GLIMPSE)
-        objects = paste(glimpses, z.where.flatten(0, 2)[present]).flatten(1)
+
+        def objects(where: Tensor, what: Tensor) -> Tensor:
+            return paste(self.decoder(what).view(-1, GLIMPSE, GLIMPSE), where).flatten(1)
+
         empty = self.background.expand(z.count.numel(), CANVAS**2)
-        return empty.index_add(0, present // MAX_OBJECTS, objects).view(*z.count.shape, CANVAS**2)
+        return _add_objects(empty, z, objects, self.packed).view(*z.count.shape, CANVAS**2)
 
     def log_prior(self, z: Latents) -> Tensor:
         """``log p(z)``, ``[K, B]`` in nats."""
-        present = _present(z.count)
-        where, what = z.where.flatten(0, 2)[present], z.what.flatten(0, 2)[present]
-        each = normal_log_prob(where, self.where_mean, self.where_log_sd) + normal_log_prob(what)
+
+        def objects(where: Tensor, what: Tensor) -> Tensor:
+            return normal_log_prob(where, self.where_mean, self.where_log_sd) + normal_log_prob(what)
+
         count = self.log_count()[z.count.flatten()]
-        return count.index_add(0, present // MAX_OBJECTS, each).view(z.count.shape)
+        return _add_objects(count, z, objects, self.packed).view(z.count.shape)
 
     def log_joint(self, z: Latents, x: Tensor) -> Tensor:
         """``log p(z, x)``: binary, or grey, ``x [B, 2500]`` -> ``[K, B]`` in nats."""
@@ -181,7 +192,7 @@ class GenerativeModel(nn.Module):
     def sample_prior(self, log_count: Tensor, shape: tuple[int, ...], noise: Noise) -> Latents:
         """Latents ``[*shape, ...]`` from the prior, with another distribution of the count if wanted."""
         edges = log_count.detach().softmax(dim=0).cumsum(dim=0)[:-1]
-        count = torch.bucketize(noise.uniform(*shape), edges)
+        count = (noise.uniform(*shape)[..., None] > edges).sum(dim=-1)
         there = (torch.arange(MAX_OBJECTS, device=count.device) < count[..., None])[..., None]
         where = self.where_mean + self.where_log_sd.exp() * noise.normal(*shape, MAX_OBJECTS, WHERE_SIZE)
         return Latents(count, where * there, noise.normal(*shape, MAX_OBJECTS, WHAT_SIZE) * there)
@@ -210,6 +221,7 @@ class InferenceNetwork(nn.Module):
         scale_bias: where q's scale logits start.
         shift_sd: standard deviation of q's shift logits at the start; how far it looks around for digits.
         presence_logit: where the logit of "one more object" starts, whatever the image.
+        packed: as in ``GenerativeModel``.
     """
 
     def __init__(
@@ -218,8 +230,10 @@ class InferenceNetwork(nn.Module):
         shift_sd: float = 0.5,
         presence_logit: float = 0.5,
         hidden: int = 256,
+        packed: bool = True,
     ):
         super().__init__()
+        self.packed = packed
         self.encoder = nn.Sequential(mlp([CANVAS**2, hidden, hidden]), nn.ELU())
         self.start = nn.Parameter(torch.zeros(hidden))
         self.from_image = mlp([hidden, hidden])
@@ -252,9 +266,18 @@ class InferenceNetwork(nn.Module):
         logit, moments = self.presence(state).squeeze(1), self.where(state)
         log_q_count = log_q_objects = x.new_zeros(total)
         count = torch.zeros_like(rows)
+        alive = torch.ones_like(rows, dtype=torch.bool)  # of ``rows``, those that all objects so far have
         what_t = where_t = None  # of the object before, for the rows that have one
-        where = x.new_zeros(total, MAX_OBJECTS, WHERE_SIZE)
-        what = x.new_zeros(total, MAX_OBJECTS, WHAT_SIZE)
+        where, what = [], []
+
+        def add(to: Tensor, values: Tensor) -> Tensor:
+            return to.index_add(0, rows, values) if self.packed else to + values * alive
+
+        def spread(values: Tensor) -> Tensor:
+            if self.packed:
+                return values.new_zeros(total, values.shape[1]).index_put((rows,), values)
+            return values * alive[:, None]
+
         for step in range(MAX_OBJECTS):
             if step == 0:
                 logit, moments, state = (t[rows % batch] for t in (logit, moments, state))
@@ -263,19 +286,23 @@ class InferenceNetwork(nn.Module):
                 state = torch.tanh(image[rows % batch] + self.from_state(state) + found)
                 logit = self.presence(state).squeeze(1)
             there = choose_presence(step, rows, logit)
-            log_q_count = log_q_count.index_add(0, rows, F.logsigmoid(torch.where(there, logit, -logit)))
-            kept = there.nonzero().squeeze(1)
-            rows, state = rows[kept], state[kept]
-            count = count.index_add(0, rows, torch.ones_like(rows))
-            where_moments = moments[kept] if step == 0 else self.where(state)
-            where_t, log_q_where = self._choose(choose, "where", step, rows, where_moments)
+            log_q_count = add(log_q_count, F.logsigmoid(torch.where(there, logit, -logit)))
+            alive = alive & there
+            if self.packed:
+                kept = there.nonzero().squeeze(1)
+                rows, state, alive = rows[kept], state[kept], alive[kept]
+                moments = moments[kept] if step == 0 else None
+            moments = moments if step == 0 else self.where(state)
+            count = add(count, torch.ones_like(rows))
+            where_t, log_q_where = self._choose(choose, "where", step, rows, moments)
             glimpses = crop(x.view(batch, CANVAS, CANVAS)[rows % batch], where_t).flatten(1)
             what_t, log_q_what = self._choose(choose, "what", step, rows, self.what(glimpses))
-            log_q_objects = log_q_objects.index_add(0, rows, log_q_where + log_q_what)
-            where = where.index_put((rows, torch.full_like(rows, step)), where_t)
-            what = what.index_put((rows, torch.full_like(rows, step)), what_t)
+            log_q_objects = add(log_q_objects, log_q_where + log_q_what)
+            where.append(spread(where_t))
+            what.append(spread(what_t))
         shape = (num_particles, batch)
-        z = Latents(*(part.unflatten(0, shape) for part in (count, where, what)))
+        parts = (count, torch.stack(where, dim=1), torch.stack(what, dim=1))
+        z = Latents(*(part.unflatten(0, shape) for part in parts))
         return z, log_q_count.view(shape), (log_q_count + log_q_objects).view(shape)
 
     @staticmethod
