@@ -10,6 +10,8 @@ import torch
 from torch import distributions as D
 from torch import nn
 from torch.autograd import grad, gradcheck
+from torch.func import functional_call, vmap
+from torch.func import grad as func_grad
 from torch.nn import functional as F
 from toys import Script, flat_gradient, parameter_gradients
 
@@ -18,7 +20,7 @@ from rwslib.experiments.air import AIR_METHODS, Baseline
 from rwslib.methods import METHODS
 from rwslib.models import air
 from rwslib.models.air import GenerativeModel, InferenceNetwork, Latents, boxes, crop, paste
-from rwslib.noise import Noise
+from rwslib.noise import Noise, Tape
 
 K, B = 3, 4
 COUNTS = range(4)
@@ -394,9 +396,11 @@ def test_counts_have_their_frequencies():
     assert ((frequency - probs).abs() < 5 * error).all()
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("garbage", [1e30, -1e300, math.nan, math.inf])
-def test_absent_objects_count_for_nothing(garbage):
+def test_absent_objects_count_for_nothing(garbage, packed):
     p, q, x = networks()
+    p.packed = q.packed = packed
     z = some_latents(ALL_COUNTS)
     there = (torch.arange(3) < z.count[..., None])[..., None]
     other = Latents(z.count, torch.where(there, z.where, garbage), torch.where(there, z.what, garbage))
@@ -418,6 +422,44 @@ def test_absent_objects_get_no_gradient_and_present_ones_do():
         for gradient in grad(function(z, x).sum(), (z.where, z.what)):
             assert (gradient[~there] == 0).all()
             assert (gradient[there] != 0).any(dim=-1).all()
+
+
+class MeanLoss(nn.Module):
+    """A method's mean loss on its networks, so that its gradient can be mapped over parameters."""
+
+    def __init__(self, method, x, packed):
+        super().__init__()
+        p, q, _ = networks()
+        p.packed = q.packed = packed
+        self.method, self.x, self.parts = METHODS[method].function, x, nn.ModuleDict({"p": p, "q": q})
+        if method == "nvil":
+            torch.manual_seed(2)
+            self.parts["control_variate"] = Baseline().double()
+
+    def forward(self, noise):
+        parts = dict(self.parts.items())
+        return self.method(parts.pop("p"), parts.pop("q"), self.x, K, noise, **parts).mean()
+
+
+@pytest.mark.parametrize("method", AIR_METHODS)
+def test_masks_give_the_gradients_of_packed_objects_and_map_over_replicates(method):
+    *_, x = networks()
+    packed, masked, counter = MeanLoss(method, x, True), MeanLoss(method, x, False), Noise(5)
+    MeanLoss(method, x.float(), True).float()(counter)
+    tapes = [getattr(Noise(5), kind)(2, counter.used[kind]).double() for kind in ("uniform", "normal")]
+    params = {name: torch.stack([value.detach()] * 2) for name, value in masked.named_parameters()}
+
+    def gradients(params, uniform, normal):
+        return func_grad(lambda params: functional_call(masked, params, (Tape(uniform, normal),)))(params)
+
+    together = vmap(gradients)(params, *tapes)
+    for i in range(2):
+        loss = packed(Tape(*(tape[i] for tape in tapes)))
+        torch.testing.assert_close(masked(Tape(*(tape[i] for tape in tapes))), loss)
+        for name, value in parameter_gradients(loss, packed).items():
+            torch.testing.assert_close(
+                together[name][i], value, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_only_sample_mixed_has_a_path_derivative():

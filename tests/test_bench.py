@@ -54,6 +54,17 @@ def test_every_section_has_a_table_on_the_page_whose_columns_the_file_holds():
         assert all(row.keys() == generate_pages.BENCHMARKS[section].keys() for row in found["rows"])
 
 
+def test_sections_of_a_gpu_give_the_columns_of_their_tables(monkeypatch, written):
+    monkeypatch.setattr(bench, "GPU", "cpu")
+    monkeypatch.setattr(bench, "VAE_GPU_CASES", (("float32", 2, 1),))
+    monkeypatch.setattr(bench, "AIR_GPU_CASES", ((2, 1),))
+    path = written(*bench.ON_GPU)
+    for section, rows in (("vae_gpu", 1), ("air_gpu", 2)):
+        header, *found = page_rows(section, path)
+        assert header == list(generate_pages.BENCHMARKS[section].values())
+        assert len(found) == rows and all(cell for row in found for cell in row[:4])
+
+
 def test_a_section_that_was_not_measured_says_so(tmp_path):
     assert generate_pages.benchmark_table("air", tmp_path / "none.json") == "This has not been measured yet."
 

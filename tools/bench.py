@@ -160,7 +160,7 @@ def vae_gpu_rows(seconds: float, limits: Limits) -> Rows:
     """The continuous model on a GPU, at MNIST's size of image, batch and epoch."""
     for precision, num_particles, num_runs in VAE_GPU_CASES:
         config = VAEConfig("ww", num_particles, num_runs=num_runs, precision=precision)
-        yield vae_row(config, seconds, limits, "cuda")
+        yield vae_row(config, seconds, limits, GPU)
 
 
 def evaluation_rows(seconds: float, limits: Limits) -> Rows:
@@ -213,7 +213,7 @@ def air_gpu_rows(seconds: float, limits: Limits) -> Rows:
     """Attend, infer, repeat on a GPU, where all objects that could be there are worked on."""
     for method, (num_particles, num_runs) in product(("ww", "vimco"), AIR_GPU_CASES):
         config = AIRConfig(method, num_particles, "digits", num_runs=num_runs)
-        trainer = Trainer(air.problem(config, "cuda"), range(num_runs), "cuda")
+        trainer = Trainer(air.problem(config, GPU), range(num_runs), GPU)
         flops, found = cost(trainer)[0], speed(trainer, seconds)
         yield {
             "method": method,
@@ -306,7 +306,7 @@ SECTIONS = {
     "vae_gpu": vae_gpu_rows,
     "air_gpu": air_gpu_rows,
 }
-ON_GPU = ("vae_gpu", "air_gpu")
+ON_GPU, GPU = ("vae_gpu", "air_gpu"), "cuda"
 
 
 # -- output -------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     limits: dict[str, Limits] = {}
     for section in chosen.only:
-        device = "cuda" if section in ON_GPU else "cpu"
+        device = GPU if section in ON_GPU else "cpu"
         with single_thread(device):
             if device not in limits:
                 limits[device] = machine_limits(min(1.0, chosen.seconds), device)

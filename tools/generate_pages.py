@@ -102,6 +102,13 @@ BENCHMARKS = {  # columns of each section's table, by the names in the file
     },
     "sweep": {"what": "what", "seconds": "seconds", "aim_seconds": "aim"},
 }
+BENCHMARKS["vae_gpu"] = {name: title for name, title in BENCHMARKS["vae"].items() if name != "aim_fraction"}
+BENCHMARKS["air_gpu"] = {
+    "method": "method",
+    "num_particles": "K",
+    "replicates": "replicates",
+    **BENCHMARKS["air"],
+}
 LIMITS = {  # units of a billion a second
     "flops_per_second": "Gflop/s in float32",
     "bfloat16_flops_per_second": "in bfloat16",
@@ -131,7 +138,8 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
         if name in found["limits"] and section != "sweep"
     )
     shown = table(list(columns.values()), rows, wide=False)
-    return f"Measured on {text(found['date'])} ({machine}{limits}).\n\n{shown}"
+    note = f" {text(found['note'])}" if "note" in found else ""
+    return f"Measured on {text(found['date'])} ({machine}{limits}).{note}\n\n{shown}"
 
 
 def drill_table() -> str:

@@ -106,7 +106,7 @@ def _add_objects(start: Tensor, z: Latents, of_objects: Callable, packed: bool) 
     if packed:
         present = there.nonzero().squeeze(1)
         return start.index_add(0, present // MAX_OBJECTS, of_objects(where[present], what[present]))
-    each = of_objects(where, what)
+    each = of_objects(*(torch.where(there[:, None], part, 0) for part in (where, what)))
     return start + (each * there.view(-1, *[1] * (each.ndim - 1))).unflatten(0, (-1, MAX_OBJECTS)).sum(dim=1)
 
 
@@ -346,7 +346,11 @@ class InferenceNetwork(nn.Module):
     def log_prob(self, z: Latents, x: Tensor) -> Tensor:
         """``log q(z | x)`` of any latents, ``[K, B]``."""
         count = z.count.flatten()
-        values = {"where": z.where.flatten(0, 1), "what": z.what.flatten(0, 1)}
+        there = (torch.arange(MAX_OBJECTS, device=count.device) < count[:, None])[..., None]
+        values = {
+            "where": torch.where(there, z.where.flatten(0, 1), 0),
+            "what": torch.where(there, z.what.flatten(0, 1), 0),
+        }
         _, _, log_q = self._walk(
             x,
             len(z.count),
