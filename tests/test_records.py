@@ -3,12 +3,15 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rwslib import records
 from rwslib.experiments import GMMConfig, run, stored
+from rwslib.inspection import training_time
+from rwslib.records import RunRecord
 
 CONFIG = GMMConfig("ww", 2, num_iterations=20, num_runs=2, batch_size=10)
 
@@ -126,3 +129,17 @@ def test_the_lock_keeps_others_out_and_goes_with_its_holder(tmp_path):
             assert not second
     with records.lock(plain, tmp_path, wait=False) as held:
         assert held
+
+
+def test_training_time_is_summed_by_what_it_ran_on():
+    def record(hours, **hardware):
+        return RunRecord({}, {"seconds": 3600 * hours, "hardware": hardware}, {}, Path("none"))
+
+    found = [
+        record(1.5, processor="one"),
+        record(0.5, processor="two", accelerator="card"),
+        record(2, processor="one"),
+        record(0.25, processor="two"),
+    ]
+    assert training_time(found) == "3.5 core-hours on one, 0.2 core-hours on two, 0.5 hours on card"
+    assert training_time([]) == ""
