@@ -116,6 +116,11 @@ LIMITS = {  # units of a billion a second
 }
 
 
+def number(value: float) -> str:
+    """Three digits of a fraction, and all before the point of what is larger."""
+    return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+
+
 def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.json") -> str:
     """The last measured speeds of one section, or a sentence that there are none."""
     measured = json.loads(path.read_text()) if path.exists() else {}
@@ -128,12 +133,12 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
             return percent(value)
         if isinstance(value, str):
             return f"`{value}`" if value in METHODS else text(value)
-        return "" if value is None else f"{value:,.3g}" if isinstance(value, float) else f"{value:,}"
+        return "" if value is None else number(value)
 
     rows = [[cell(name, row.get(name)) for name in columns] for row in found["rows"]]
     machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in found["hardware"].items())
     limits = "".join(
-        f"; {found['limits'][name] / 1e9:,.3g} {unit}"
+        f"; {number(found['limits'][name] / 1e9)} {unit}"
         for name, unit in LIMITS.items()
         if name in found["limits"] and section != "sweep"
     )
