@@ -176,7 +176,12 @@ class GenerativeModel(nn.Module):
         def objects(where: Tensor, what: Tensor) -> Tensor:
             return normal_log_prob(where, self.where_mean, self.where_log_sd) + normal_log_prob(what)
 
-        count = self.log_count()[z.count.flatten()]
+        count, log_count = z.count.flatten(), self.log_count()
+        if self.packed:
+            count = log_count[count]
+        else:  # a sum, whose gradient is the same every time on a GPU, as that of indexing is not
+            is_count = count[:, None] == torch.arange(MAX_OBJECTS + 1, device=count.device)
+            count = (log_count * is_count).sum(dim=1)
         return _add_objects(count, z, objects, self.packed).view(z.count.shape)
 
     def log_joint(self, z: Latents, x: Tensor) -> Tensor:
@@ -270,6 +275,11 @@ class InferenceNetwork(nn.Module):
         what_t = where_t = None  # of the object before, for the rows that have one
         where, what = [], []
 
+        def of_images(values: Tensor) -> Tensor:
+            if self.packed:
+                return values[rows % batch]
+            return values.expand(num_particles, *values.shape).flatten(0, 1)
+
         def add(to: Tensor, values: Tensor) -> Tensor:
             return to.index_add(0, rows, values) if self.packed else to + values * alive
 
@@ -280,10 +290,10 @@ class InferenceNetwork(nn.Module):
 
         for step in range(MAX_OBJECTS):
             if step == 0:
-                logit, moments, state = (t[rows % batch] for t in (logit, moments, state))
+                logit, moments, state = map(of_images, (logit, moments, state))
             else:
                 found = self.from_object(torch.cat([what_t, where_t], dim=-1))
-                state = torch.tanh(image[rows % batch] + self.from_state(state) + found)
+                state = torch.tanh(of_images(image) + self.from_state(state) + found)
                 logit = self.presence(state).squeeze(1)
             there = choose_presence(step, rows, logit)
             log_q_count = add(log_q_count, F.logsigmoid(torch.where(there, logit, -logit)))
@@ -295,7 +305,7 @@ class InferenceNetwork(nn.Module):
             moments = moments if step == 0 else self.where(state)
             count = add(count, torch.ones_like(rows))
             where_t, log_q_where = self._choose(choose, "where", step, rows, moments)
-            glimpses = crop(x.view(batch, CANVAS, CANVAS)[rows % batch], where_t).flatten(1)
+            glimpses = crop(of_images(x.view(batch, CANVAS, CANVAS)), where_t).flatten(1)
             what_t, log_q_what = self._choose(choose, "what", step, rows, self.what(glimpses))
             log_q_objects = add(log_q_objects, log_q_where + log_q_what)
             where.append(spread(where_t))
