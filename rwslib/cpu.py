@@ -1,6 +1,7 @@
 """What makes small models fast and repeatable on a processor."""
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import torch
 
 
-def can_compile() -> bool:
-    """Whether ``torch.compile`` finds what it needs on the CPU: a C++ compiler and Python's headers."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return bool(compiler) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+def can_compile(device: str = "cpu") -> bool:
+    """Whether ``torch.compile`` finds what it needs: a compiler, Python's headers and, on a GPU, Triton."""
+    on_cpu = torch.device(device).type == "cpu"
+    names = (os.environ.get("CXX", "g++"), "clang++") if on_cpu else (os.environ.get("CC", "gcc"), "clang")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    return any(map(shutil.which, names)) and headers and (on_cpu or bool(importlib.util.find_spec("triton")))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What makes small models fast on a GPU: a graph of many steps, which the GPU runs without the processor."""
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -22,25 +23,31 @@ class Captured:
         self.function, self.graph = function, None
 
     def __call__(self, params: dict, moments: tuple[dict, ...], *tensors: Tensor) -> tuple[dict, tuple]:
-        if self.graph is None:
-            copies = [{name: value.clone() for name, value in part.items()} for part in (params, *moments)]
-            self.state, self.tensors = (copies[0], tuple(copies[1:])), [tensor.clone() for tensor in tensors]
-            self._record()
-        self._keep((params, moments))
-        for fixed, given in zip(self.tensors, tensors, strict=True):
-            fixed.copy_(given)
-        self.graph.replay()
-        return self.state
+        with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
+            if self.graph is None:
+                copies = [
+                    {name: value.clone() for name, value in part.items()} for part in (params, *moments)
+                ]
+                self.state, self.tensors = (copies[0], tuple(copies[1:])), [t.clone() for t in tensors]
+                self.graph = self._record()
+            self._keep((params, moments))
+            for fixed, given in zip(self.tensors, tensors, strict=True):
+                fixed.copy_(given)
+            self.graph.replay()
+        params, moments = self.state
+        return dict(params), tuple(map(dict, moments))  # a caller may replace entries of its own
 
-    def _record(self) -> None:
+    def _record(self):
+        gc.collect()  # graphs of trainers that are no longer used, and their memory
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # compiles, loads and allocates, which a recording must not do
             self.function(*self.state, *self.tensors)
         torch.cuda.current_stream().wait_stream(beside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=beside):
             self._keep(self.function(*self.state, *self.tensors))
+        return graph
 
     def _keep(self, new: tuple[dict, tuple[dict, ...]]) -> None:
         """Copy a state to its place."""

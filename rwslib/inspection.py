@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,17 +30,6 @@ def finals(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The final values of a record, ``[R]`` each."""
     last = {name.removesuffix("_final"): value for name, value in metrics.items() if value.ndim == 1}
     return {name: value for name, value in last.items() if name != "iteration"}
-
-
-def training_time(found: Iterable[RunRecord]) -> str:
-    """How long training took on what, as "7.5 core-hours on a processor, 0.2 hours on an accelerator"."""
-    hours: dict[str, float] = {}
-    for record in found:
-        hardware = record.provenance["hardware"]
-        on_gpu = "accelerator" in hardware
-        place = f"hours on {hardware['accelerator']}" if on_gpu else f"core-hours on {hardware['processor']}"
-        hours[place] = hours.get(place, 0) + record.provenance["seconds"] / 3600
-    return ", ".join(f"{value:.1f} {place}" for place, value in sorted(hours.items()))
 
 
 def stores(results_dir: Path | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -259,6 +259,23 @@ def provenance(seconds: float, device: str, **more: Any) -> dict[str, Any]:
         },
         **more,
     }
+
+
+def training_time(found: Iterable[RunRecord]) -> str:
+    """How long training took on what, as "7.5 core-hours on a processor, 9 minutes on an accelerator"."""
+    minutes: dict[tuple[bool, str], float] = {}
+    for record in found:
+        hardware = record.provenance["hardware"]
+        on_gpu = "accelerator" in hardware
+        place = on_gpu, hardware["accelerator" if on_gpu else "processor"]
+        minutes[place] = minutes.get(place, 0) + record.provenance["seconds"] / 60
+
+    def said(on_gpu: bool, name: str, taken: float) -> str:
+        unit = "" if on_gpu else "core-"
+        how_long = f"{taken:.0f} {unit}minutes" if taken < 60 else f"{taken / 60:.1f} {unit}hours"
+        return f"{how_long} on {name}"
+
+    return ", ".join(said(*place, taken) for place, taken in sorted(minutes.items()))
 
 
 def _processor() -> str:

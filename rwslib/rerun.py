@@ -200,6 +200,7 @@ def _configure(config: type, fields: dict[str, Any]) -> None:
 
 def _check_device(device: str) -> None:
     try:
+        require(torch.device(device).type in ("cpu", "cuda"), "device", "'cpu' or a CUDA device", device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

@@ -32,7 +32,8 @@ from rwslib.optimizers import Optimizer, Tensors, adam
 
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
 UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
-GPU_BLOCK = 125  # optimiser steps that a GPU takes in one go; a change changes its runs' numbers
+GPU_BLOCK = 125  # optimiser steps that a GPU takes in one go; a change changes its runs' numbers, and so
+GPU_NOISE = 2**28  # does one of the random numbers that they may take, a gigabyte a replicate
 COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
 CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  # changes no numbers
 
@@ -172,15 +173,17 @@ class Trainer:
         self.numbers = self._count_numbers(None)
         per_iteration = max(1, sum(self.numbers.values()))
         on_gpu = torch.device(device).type == "cuda"
-        at_most = GPU_BLOCK if on_gpu else max(1, NOISE_BLOCK // per_iteration)
+        at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // per_iteration)
+        at_most = min(at_most, GPU_BLOCK) if on_gpu else at_most
         self.block = largest_divisor(problem.log_every, at_most)
         self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
         if compiled is None:
             compiled = problem.num_iterations >= COMPILE_FROM
-        if compiled and device == "cpu" and not can_compile():
-            warnings.warn(
-                "no C++ compiler or Python headers found: training uncompiled, slower", stacklevel=2
+        if compiled and not can_compile(device):
+            missing = (
+                "no compiler, Python headers or Triton" if on_gpu else "no C++ compiler or Python headers"
             )
+            warnings.warn(f"{missing} found: training uncompiled, slower", stacklevel=2)
             compiled = False
         self.compiled = compiled
         if compiled:

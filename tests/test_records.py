@@ -10,8 +10,7 @@ import pytest
 
 from rwslib import records
 from rwslib.experiments import GMMConfig, run, stored
-from rwslib.inspection import training_time
-from rwslib.records import RunRecord
+from rwslib.records import RunRecord, training_time
 
 CONFIG = GMMConfig("ww", 2, num_iterations=20, num_runs=2, batch_size=10)
 
@@ -141,5 +140,5 @@ def test_training_time_is_summed_by_what_it_ran_on():
         record(2, processor="one"),
         record(0.25, processor="two"),
     ]
-    assert training_time(found) == "3.5 core-hours on one, 0.2 core-hours on two, 0.5 hours on card"
+    assert training_time(found) == "3.5 core-hours on one, 15 core-minutes on two, 30 minutes on card"
     assert training_time([]) == ""

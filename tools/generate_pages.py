@@ -184,7 +184,8 @@ def times_table() -> str:
     found.sort(key=lambda record: (order.index(record.config["experiment"]), record.config["num_runs"]))
     groups: dict[tuple, list[records.RunRecord]] = {}
     for record in found:
-        what = EXPERIMENTS[record.config["experiment"]], record.config.get("dataset")
+        on_gpu = "on a GPU" if "accelerator" in record.provenance["hardware"] else None
+        what = EXPERIMENTS[record.config["experiment"]], record.config.get("dataset"), on_gpu
         group = ", ".join(filter(None, what)), length(record.config), str(record.config["num_runs"])
         groups.setdefault(group, []).append(record)
     rows = []
@@ -197,10 +198,11 @@ def times_table() -> str:
         hours = f"{sum(map(sum, minutes.values())) / 60:.1f}"
         particles = span([record.config["num_particles"] for record in members])
         rows.append([*group, particles, of_each, str(len(members)), hours])
-    names = [record.provenance["hardware"]["processor"] for record in found]
+    hardware = [record.provenance["hardware"] for record in found]
+    names = [each.get("accelerator") or each["processor"] for each in hardware]
     machines = ", ".join(f"{text(name)} ({names.count(name)} records)" for name in sorted(set(names)))
     header = ["experiment", "length", "replicates", "K", "minutes a record", "records", "hours in all"]
-    return f"Processors: {machines}.\n\n{table(header, rows)}"
+    return f"Hardware: {machines}.\n\n{table(header, rows)}"
 
 
 def cells(notebook: Path) -> list[Any]:

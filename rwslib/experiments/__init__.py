@@ -63,12 +63,13 @@ def run(
 ) -> RunRecord:
     """The record of a run: the stored one if there is one, else train, store and return it.
 
-    Interrupted, the same call goes on from the last checkpoint and gives the same final numbers.
+    Interrupted, the same call goes on from the last checkpoint and gives the same final numbers, on a
+    GPU up to their last digits.
 
     Args:
         config: what to run.
         results_dir: where a new record goes; None is ``$RWSLIB_RESULTS`` or ``results``.
-        device: where to train; the record's numbers depend on it in the last digits.
+        device: where to train, "cpu" or a CUDA device; each has random numbers of its own.
         progress: show a progress bar; None shows it in a terminal only.
 
     Raises:

@@ -35,7 +35,7 @@ class AIRConfig:
         num_particles: the number K of particles.
         dataset: where the scenes' digits come from, "mnist" or "digits".
         num_iterations: optimiser steps; metrics are logged about 100 times, at most every 100 steps.
-        num_runs: replicates, trained one after the other in one program, independent of each other.
+        num_runs: replicates, independent of each other; trained together on a GPU, else one after the other.
         batch_size: scenes in a step.
         optimizer: "adam", or "rmsprop" as in the authors' code.
         learning_rate: at the start; it is divided by 3 at each of ``decay_at``.

@@ -96,6 +96,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
     x_test = test_points()
     log_prior_true = truth.log_prior()
     log_posterior_true = _posterior(truth, x_test)
+    truth.to(device)
 
     def build() -> dict[str, nn.Module]:
         modules = {"p": GMM(config.init), "q": InferenceNetwork(config.hidden)}
