@@ -13,9 +13,13 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items):
-    """Slow tests first: what is short fills the gaps at the end."""
+def pytest_collection_modifyitems(config, items):
+    """Slow tests first: what is short fills the gaps at the end. What needs a GPU only where there is one."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.hookimpl(wrapper=True)

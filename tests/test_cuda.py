@@ -107,7 +107,7 @@ def test_a_state_from_a_checkpoint_takes_the_place_of_the_captured_one(stand_in,
         torch.testing.assert_close(trainer.params[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("module", "config"),
     [
