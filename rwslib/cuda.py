@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 
 
+def graph_length(number: int, at_most: int) -> int:
+    """A length near a limit that leaves as little of a number of steps over as possible.
+
+    Even where the number is a prime: a graph pays only if it holds many steps, the few left over go without.
+    """
+    at_most = min(number, at_most)
+    return min(range(at_most, at_most // 2, -1), key=lambda length: number % length)
+
+
 class Captured:
     """A function of the state and some tensors, recorded at the first call and then replayed.
 

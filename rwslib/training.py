@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
 from rwslib.cpu import can_compile, single_thread
-from rwslib.cuda import Captured
+from rwslib.cuda import Captured, graph_length
 from rwslib.methods import Method
 from rwslib.noise import Noise, Tape, seed_for
 from rwslib.optimizers import Optimizer, Tensors, adam
@@ -174,8 +174,10 @@ class Trainer:
         per_iteration = max(1, sum(self.numbers.values()))
         on_gpu = torch.device(device).type == "cuda"
         at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // per_iteration)
-        at_most = min(at_most, GPU_BLOCK) if on_gpu else at_most
-        self.block = largest_divisor(problem.log_every, at_most)
+        if on_gpu:
+            self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
+        else:
+            self.block = largest_divisor(problem.log_every, at_most)
         self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
         if compiled is None:
             compiled = problem.num_iterations >= COMPILE_FROM
@@ -351,20 +353,20 @@ class Trainer:
         return stepped[0], stepped[1:]
 
     def train_block(self) -> None:
-        """Train ``block`` iterations, without logging."""
-        tapes, rows = self._tapes(self.block, self.numbers), self._rows(self.block)
+        """Train ``block`` iterations, or those that are left before the next log, without logging."""
+        count = min(self.block, self.problem.log_every - self.iteration % self.problem.log_every)
+        tapes, rows = self._tapes(count, self.numbers), self._rows(count)
         iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
+        advance = self._advance_block if count == self.block else self._advance_piecewise
         with torch.no_grad():
-            self.params, self.moments = self._advance_block(
-                self.params, self.moments, iteration, *tapes, rows
-            )
-        self.iteration += self.block
+            self.params, self.moments = advance(self.params, self.moments, iteration, *tapes, rows)
+        self.iteration += count
 
     def _advance_piecewise(
         self, params: Tensors, moments: tuple[Tensors, Tensors], iteration: Tensor, *tensors: Tensor
     ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
         """As ``_advance``, ``unroll`` steps at a time."""
-        for start in range(0, self.block, self.unroll):
+        for start in range(0, tensors[0].shape[1], self.unroll):
             pieces = [tensor[:, start : start + self.unroll] for tensor in tensors]
             params, moments = self._advance_together(params, moments, iteration + start, *pieces)
         return params, moments
@@ -407,7 +409,7 @@ class Trainer:
                 self.log()
             while self.iteration < self.problem.num_iterations:
                 self.train_block()
-                bar.update(self.block)
+                bar.update(self.iteration - bar.n)
                 if self.iteration % self.problem.log_every == 0:
                     self.log()
                     now = time.monotonic()

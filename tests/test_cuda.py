@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rwslib import cuda
-from rwslib.cuda import Captured
+from rwslib.cuda import Captured, graph_length
 from rwslib.experiments import air, gmm, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
@@ -105,6 +105,28 @@ def test_a_state_from_a_checkpoint_takes_the_place_of_the_captured_one(stand_in,
     trainer.train_block()
     for name, value in expected.items():
         torch.testing.assert_close(trainer.params[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "at_most", "length"),
+    [(1875, 125, 125), (300, 125, 100), (937, 125, 117), (1718, 125, 101), (7, 125, 7), (2, 1, 1)],
+)
+def test_a_graph_holds_many_steps_whatever_their_number(number, at_most, length):
+    assert graph_length(number, at_most) == length
+
+
+def test_steps_left_over_before_a_log_go_without_the_graph(stand_in):
+    problem = replace(PROBLEMS["gmm"](), evaluate=lambda trainer, iteration: {}, log_every=5)
+    plain = Trainer(problem, range(2))
+    replayed = captured(Trainer(problem, range(2)), stand_in)
+    for trainer in (plain, replayed):
+        trainer.block, seen = 2, []
+        while trainer.iteration < 10:
+            trainer.train_block()
+            seen.append(trainer.iteration)
+        assert seen == [2, 4, 5, 7, 9, 10]
+    for name, value in plain.params.items():
+        torch.testing.assert_close(replayed.params[name], value, rtol=0, atol=0)
 
 
 @pytest.mark.gpu
