@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from rwslib import records
 from rwslib.experiments import CONFIGS
-from rwslib.experiments.common import known_name, require
+from rwslib.experiments.common import known_name, read_number, require
 from rwslib.experiments.own_model import OwnModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,8 +159,7 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 def fitted(name: str, value: Any, kind: str, each: str = "") -> Any:
     """A value as what its parameter takes: nothing is guessed but a whole number where any will do."""
     if kind == "float":
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            value = float(value) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) else value
+        value = read_number(value)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(number and math.isfinite(value), name, each + KINDS[kind], value)
         return float(value)

@@ -16,13 +16,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from rwslib import inspection, records
 from rwslib.experiments import CONFIGS
-from rwslib.experiments.common import known_name, require
+from rwslib.experiments.common import known_name, plain_value, require
 from rwslib.records import fcntl
 from rwslib.training import COMPILE_FROM
 
@@ -51,8 +51,10 @@ def configuration(fields: Mapping[str, Any]) -> Any:
     experiment = fields.pop("experiment", None)
     known = isinstance(experiment, str) and experiment in CONFIGS
     require(known, "experiment", f"one of {list(CONFIGS)}", experiment)
-    for name in fields:
-        known_name(name, CONFIGS[experiment].__dataclass_fields__, "field")
+    kinds = get_type_hints(CONFIGS[experiment])
+    for name, value in fields.items():
+        known_name(name, kinds, "field")
+        fields[name] = plain_value(value, kinds[name], text=True)
     try:
         return CONFIGS[experiment](**fields)
     except TypeError as error:  # a required field is missing, or a mapping stands where a value should

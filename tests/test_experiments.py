@@ -1,11 +1,19 @@
 """Configurations refuse bad input in one sentence, before anything runs; the command line too."""
 
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from rwslib import __main__ as cli
 from rwslib import records, sweep
-from rwslib.experiments import GMMConfig, VAEConfig, modules, run, vae
+from rwslib.experiments import CONFIGS, AIRConfig, GMMConfig, VAEConfig, modules, run, vae
+from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import METHODS
 from rwslib.noise import Noise
 
@@ -27,6 +35,11 @@ BAD = [
     ({"learning_rate": float("nan")}, "learning_rate"),
     ({"seed": -1}, "seed"),
     ({"seed": None}, "seed"),
+    ({"experiment": "vae"}, "experiment must be 'gmm', got 'vae'"),
+    ({"learning_rate": np.float32("nan")}, "learning_rate must be a number above 0, got nan"),
+    ({"learning_rate": 10**400}, "learning_rate must be a number above 0, got inf"),
+    ({"num_particles": np.float64(2)}, "num_particles must be a whole number .*, got 2.0"),
+    ({"num_particles": np.array([2, 3])}, r"num_particles must be a whole number .*, got \[2, 3\]"),
     ({"init": "middle"}, "init must be 'far' or 'near', got 'middle'"),
     ({"hidden": 16}, "hidden"),
     ({"hidden": [0]}, "hidden"),
@@ -50,6 +63,106 @@ def test_options_are_filled_in_where_they_apply():
     assert GMMConfig("ww", 2).delta is None
     assert GMMConfig("concrete", 2).temperature == (3.0, 0.5)
     assert GMMConfig("ww", 2, hidden=[16]) == GMMConfig("ww", 2, hidden=(16,))
+
+
+# -- equal configurations have equal keys ---------------------------------------------------------------
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "book/results"
+FULL = [  # together they give every option of every experiment a value
+    GMMConfig("dww", 2, hidden=(8, 16)),
+    GMMConfig("wws", 2),
+    GMMConfig("concrete", 2, temperature=(3, 1)),
+    VAEConfig("wws", 2),
+    AIRConfig("ww", 2, decay_at=(0.25, 0.5), scale_prior=(0, 1), background=-2, presence_logit=0, pixel_sd=1),
+    AIRConfig("dww", 2),
+    AIRConfig("wws", 2),
+]
+OWN_MODEL = OwnModelConfig("ww", 2, "digits", [2, 3], 5, 1, 4, 1e-2, 4, 1)
+
+
+def key(config):
+    return records.key(records.plain(config))
+
+
+def spelled(value):
+    """Other ways to write a value that Python finds equal, those of NumPy among them."""
+    if isinstance(value, bool):
+        return [np.bool_(value)]
+    if isinstance(value, int):
+        return [np.int64(value), np.uint32(value), np.array(value)]
+    if isinstance(value, float):
+        whole = [int(value), np.int32(value)] if value == int(value) else []
+        return [np.float64(value), np.array(value), *whole, *([-0.0] if value == 0 else [])]
+    if isinstance(value, str):
+        return [np.str_(value)]
+    if isinstance(value, tuple):
+        each = zip(*(spelled(item)[:2] for item in value), strict=True)
+        return [list(value), np.array(value), *each]
+    return []
+
+
+def is_plain(value):
+    return type(value) in (int, float, str, bool, type(None), tuple) and (
+        type(value) is not tuple or all(map(is_plain, value))
+    )
+
+
+@pytest.mark.parametrize("config", FULL, ids=lambda config: f"{config.experiment} {config.method}")
+def test_equal_configurations_have_equal_keys_in_every_field(config):
+    for name, value in asdict(config).items():
+        for other in spelled(value):
+            again = replace(config, **{name: other})
+            assert again == config, (name, other)
+            assert key(again) == key(config), (name, other)
+            assert is_plain(getattr(again, name)), (name, other)
+
+
+def test_the_fields_of_all_configurations_were_tried():
+    for experiment, config in CONFIGS.items():
+        full = [asdict(given) for given in FULL if given.experiment == experiment]
+        assert {name for given in full for name in given if given[name] is not None} == set(
+            get_type_hints(config)
+        )
+
+
+def test_a_whole_learning_rate_is_the_same_run():
+    assert key(GMMConfig("ww", 2, learning_rate=1)) == key(GMMConfig("ww", 2, learning_rate=1.0))
+    assert key(replace(OWN_MODEL, learning_rate=1)) == key(replace(OWN_MODEL, learning_rate=np.float64(1)))
+    assert key(replace(OWN_MODEL, num_latents=np.array([2, 3]))) == key(OWN_MODEL)
+
+
+def test_published_records_are_found_under_their_names():
+    paths = sorted(PUBLISHED.glob("*/*/config.json"))
+    assert len(paths) >= 122
+    for path in paths:
+        fields = json.loads(path.read_text())
+        assert key(CONFIGS[fields["experiment"]](**fields)) == path.parent.name
+
+
+@pytest.mark.parametrize(
+    ("row", "config"),
+    [
+        ("{experiment: gmm, method: ww, num_particles: 2, learning_rate: [1e-3, 1.0E-2]}", None),
+        ("{experiment: gmm, method: dww, num_particles: 2, delta: 2e-1}", GMMConfig("dww", 2)),
+        ("{experiment: vae, method: ww, num_particles: 2, learning_rate: 1e-3}", VAEConfig("ww", 2)),
+        ("{experiment: air, method: ww, num_particles: 2, decay_at: [[7e-1, 0.9]]}", AIRConfig("ww", 2)),
+        ("{experiment: air, method: ww, num_particles: 2, scale_prior: [[-4e-1, 1E-1]]}", AIRConfig("ww", 2)),
+    ],
+)
+def test_rows_of_grids_take_numbers_that_yaml_reads_as_text(tmp_path, row, config):
+    (tmp_path / "grid.yaml").write_text(f"- {row}\n")
+    expected = [config] if config else [GMMConfig("ww", 2), GMMConfig("ww", 2, learning_rate=0.01)]
+    found = list(sweep.configurations(tmp_path / "grid.yaml"))
+    assert found == expected
+    assert list(map(key, found)) == list(map(key, expected))
+
+
+@pytest.mark.parametrize("value", ["1e-3x", "e-3", "", "nan", ".inf", "1_000", "0x10"])
+def test_text_that_is_no_number_stays_text_and_is_refused(tmp_path, value):
+    row = {"experiment": "gmm", "method": "ww", "num_particles": 2, "learning_rate": f"{value}"}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump([row]))
+    with pytest.raises(ValueError, match="learning_rate must be a number above 0, got '"):
+        list(sweep.configurations(tmp_path / "grid.yaml"))
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.latent != "reparameterisable"])

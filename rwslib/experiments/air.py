@@ -106,8 +106,6 @@ class AIRConfig:
         require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
         if self.pixel_sd is not None:
             require_number("pixel_sd", self.pixel_sd, 0, 100)
-        for name in ("decay_at", "scale_prior"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         options = METHODS[self.method].options
         for name, default in {"center_weights": False, "delta": 0.2, "wake_weight": 0.5}.items():
             value = getattr(self, name)

@@ -61,11 +61,12 @@ class GMMConfig:
         require(isinstance(self.hidden, list | tuple), "hidden", "a list of layer sizes", self.hidden)
         for size in self.hidden:
             require_int("hidden", size, 1)
-        self._fill("hidden", tuple(self.hidden))
         for name, default in {"delta": 0.2, "wake_weight": 0.5, "temperature": (3.0, 0.5)}.items():
             value = getattr(self, name)
             if name in method.options:
-                self._fill(name, default if value is None else value)
+                object.__setattr__(
+                    self, name, default if value is None else value
+                )  # frozen for everyone else
             else:
                 require(
                     value is None, name, f"None for method {self.method!r}, which has no such option", value
@@ -79,10 +80,6 @@ class GMMConfig:
             require(pair, "temperature", "a pair (first, last)", self.temperature)
             for value in self.temperature:
                 require_number("temperature", value, 0)
-            self._fill("temperature", tuple(self.temperature))
-
-    def _fill(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)  # frozen for everyone else
 
 
 def test_points() -> Tensor:
