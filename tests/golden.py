@@ -48,17 +48,8 @@ METHODS = {
 CASES = [f"{experiment} {method}" for experiment, methods in METHODS.items() for method in methods]
 OTHER_WAY = ["gmm ww, one by one", "gmm nvil, one by one", "vae ww, one by one", "air ww, mapped"]
 COMPILED = ["gmm ww, compiled", "gmm relax, compiled", "gmm nvil, one by one, compiled"]
-PATHS = [
-    (0,),
-    (5,),
-    (5, 1),
-    (5, 0, 0, 3),
-    (5, 1, 0, 4),
-    (5, 1, 0, 5),
-    (5, 1, 20),
-    (5, 1, 20, 1),
-    (5, 1, 2, 2),
-]
+PATHS = [(0,), (0, 1), (0, 2), (5, 1)]  # one for each use: evaluation, initial values, blocks, epochs
+PATHS += [(5, 0, 0, 3), (5, 1, 0, 4), (5, 1, 0, 5), (5, 1, 20), (5, 1, 20, 1), (5, 1, 2, 2)]
 
 
 def config(case: str):
