@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,14 @@ def default_results_dir() -> Path:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as plain JSON values."""
-    return json.loads(json.dumps(asdict(config)))
+    """A configuration dataclass as plain JSON values.
+
+    A field whose metadata say what was done ``before`` it existed is left out at that value, so that
+    the records of then keep their keys.
+    """
+    later = {f.name: f.metadata["before"] for f in fields(config) if "before" in f.metadata}
+    values = {k: v for k, v in asdict(config).items() if k not in later or v != later[k]}
+    return json.loads(json.dumps(values))
 
 
 def key(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,22 @@ CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  #
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Steps before the method's own, which train some of the modules by a loss of their own.
+
+    Attributes:
+        iterations: length of the phase; the method's own steps follow the last phase.
+        loss: ``(p, q, x, num_particles, noise) -> [B]``, as a method without options.
+        trains: names of the modules that move ("p", "q"); the others stay.  Every phase starts the
+            optimiser afresh, since gradients of another loss have another size.
+    """
+
+    iterations: int
+    loss: Callable[..., Tensor]
+    trains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Problem:
     """What the loop must know of an experiment.
 
@@ -56,6 +73,7 @@ class Problem:
         optimizer: the rule of the steps, Adam by default.
         hold: parameters, by the start of their name ("q.presence"), that stay as they are for so many
             iterations.
+        phases: other losses at the start of training; not together with ``hold``.
         mapped: map the gradient over the replicates with ``vmap`` and compile it; False takes one
             replicate after the other, for models whose shapes depend on their samples.
         options: keyword arguments of the method, given the progress in [0, 1).
@@ -76,6 +94,7 @@ class Problem:
     epoch: tuple[int, int] | None = None
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(adam))
     hold: dict[str, int] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = ()
     mapped: bool = True
     options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
     finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
@@ -89,8 +108,11 @@ class _Objective(nn.Module):
         super().__init__()
         self.problem, self.parts = problem, nn.ModuleDict(problem.build())
 
-    def forward(self, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise, progress: Tensor, phase: Phase | None = None) -> Tensor:
         problem, extra = self.problem, {}
+        if phase is not None:
+            p, q = self.parts["p"], self.parts["q"]
+            return phase.loss(p, q, x, problem.num_particles, noise).mean()
         if problem.method.control_variate:
             extra["control_variate"] = self.parts["control_variate"]
         p, q = self.parts["p"], self.parts["q"]
@@ -159,37 +181,52 @@ class Trainer:
                 self.objective = _Objective(problem).to(device)
             starts.append({name: value.detach() for name, value in self.objective.named_parameters()})
         self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-        self.moments = tuple(
-            {k: torch.full_like(v, start) for k, v in self.params.items()}
-            for start in problem.optimizer.start
-        )
-
+        if problem.hold and problem.phases:
+            raise ValueError(f"hold must be empty where there are phases, got {problem.hold}")
         self._held = {
             name: max(
                 (end for start, end in problem.hold.items() if name.startswith(f"parts.{start}")), default=0
             )
             for name in self.params
         }
-        self.numbers = self._count_numbers(None)
-        per_iteration = max(1, sum(self.numbers.values()))
-        on_gpu = torch.device(device).type == "cuda"
-        at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // per_iteration)
-        if on_gpu:
-            self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
-        else:
-            self.block = largest_divisor(problem.log_every, at_most)
-        self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
         if compiled is None:
             compiled = problem.num_iterations >= COMPILE_FROM
         if compiled and not can_compile(device):
             missing = (
-                "no compiler, Python headers or Triton" if on_gpu else "no C++ compiler or Python headers"
+                "no compiler, Python headers or Triton"
+                if torch.device(device).type == "cuda"
+                else "no C++ compiler or Python headers"
             )
             warnings.warn(f"{missing} found: training uncompiled, slower", stacklevel=2)
             compiled = False
         self.compiled = compiled
         if compiled:
             torch.compiler.reset()  # else many runs in one process reach dynamo's recompile limit
+        self._enter()
+
+    def _enter(self) -> None:
+        """Make ready for the phase that the iteration lies in."""
+        problem, ends = self.problem, list(accumulate(phase.iterations for phase in self.problem.phases))
+        index = sum(end <= self.iteration for end in ends)
+        self._phase_start = ends[index - 1] if index else 0
+        self.phase = problem.phases[index] if index < len(ends) else None
+        self._phase_end = ends[index] if self.phase else None
+        self._free = [n for n in self.params if self.phase is None or n.split(".")[1] in self.phase.trains]
+        if self.iteration == self._phase_start:
+            self.moments = tuple(
+                {name: torch.full_like(value, start) for name, value in self.params.items()}
+                for start in problem.optimizer.start
+            )
+        self.numbers = self._count_numbers(None)
+        per_iteration = max(1, sum(self.numbers.values()))
+        on_gpu = torch.device(self.device).type == "cuda"
+        at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // per_iteration)
+        if on_gpu:
+            self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
+        else:
+            self.block = largest_divisor(problem.log_every, at_most)
+        self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
+        compiled = self.compiled
         self._advance_together, self._update = self._advance, problem.optimizer.update
         self._advance_block = self._advance_piecewise
         if compiled and problem.mapped:
@@ -203,7 +240,7 @@ class Trainer:
         """How many random numbers one loss takes, those of a training batch included."""
         counter = Noise(0, device=self.device)
         batch = self.problem.draw_batch(counter, self._rows(1)[0, 0])
-        self.objective(batch if x is None else x, counter, self._progress(0))
+        self.objective(batch if x is None else x, counter, self._progress(0), self.phase)
         return counter.used
 
     def _progress(self, iteration: int) -> Tensor:
@@ -213,18 +250,24 @@ class Trainer:
 
     def loss(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
         """The batch-mean surrogate loss of one replicate."""
-        return functional_call(self.objective, params, (x, noise, progress))
+        return functional_call(self.objective, params, (x, noise, progress, self.phase))
 
     def gradients(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensors:
-        """Gradient of one replicate's parameters, those of the control variate included."""
+        """Gradient of one replicate's free parameters, those of the control variate included."""
+        frozen = {name: value for name, value in params.items() if name not in self._free}
         if not self.problem.mapped:  # plain autograd: several times less overhead than torch.func.grad
             with torch.enable_grad():
-                leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+                leaves = {name: params[name].detach().requires_grad_() for name in self._free}
                 grads = torch.autograd.grad(
-                    self.loss(leaves, x, noise, progress), leaves.values(), materialize_grads=True
+                    self.loss({**frozen, **leaves}, x, noise, progress),
+                    leaves.values(),
+                    materialize_grads=True,
                 )
             return dict(zip(leaves, grads, strict=True))
-        if self.problem.method.control_variate != "variance":
+        if frozen:
+            free = {name: params[name] for name in self._free}
+            return grad(lambda free: self.loss({**frozen, **free}, x, noise, progress))(free)
+        if self.problem.method.control_variate != "variance" or self.phase is not None:
             return grad(self.loss)(params, x, noise, progress)
         own = {name: value for name, value in params.items() if "control_variate" in name}
         model = {name: value for name, value in params.items() if name not in own}
@@ -333,28 +376,30 @@ class Trainer:
         iteration: Tensor,
         learning_rate: float | Tensor,
     ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
-        """One optimiser step; parameters on hold stay, and their optimiser starts when they are free."""
-        if not self.problem.hold:
-            return self._update(params, grads, moments, iteration + 1, learning_rate)
-        stepped: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
-        for end in sorted(set(self._held.values())):
-            before = [
-                {name: part[name] for name in params if self._held[name] == end}
-                for part in (params, *moments)
-            ]
-            own_grads = {name: grads[name] for name in before[0]}
-            own_step = (iteration + 1 - end).clamp_min(1)
+        """One optimiser step; frozen parameters stay, those on hold start when they are free."""
+        if not self.problem.hold and self.phase is None:
+            return self._update(params, grads, moments, iteration + 1 - self._phase_start, learning_rate)
+        stepped = tuple(dict(part) for part in (params, *moments))
+        for end in sorted({self._held[name] for name in grads}):
+            names = [name for name in grads if self._held[name] == end]
+            before = [{name: part[name] for name in names} for part in (params, *moments)]
+            own_grads = {name: grads[name] for name in names}
+            own_step = (iteration + 1 - self._phase_start - end).clamp_min(1)
             value, moved = self._update(before[0], own_grads, tuple(before[1:]), own_step, learning_rate)
-            free = iteration >= end
             for result, old, new in zip(stepped, before, (value, *moved), strict=True):
                 result |= {
-                    name: torch.where(free, new[name], old[name]) if end else new[name] for name in new
+                    name: torch.where(iteration >= end, new[name], old[name]) if end else new[name]
+                    for name in names
                 }
         return stepped[0], stepped[1:]
 
     def train_block(self) -> None:
-        """Train ``block`` iterations, or those that are left before the next log, without logging."""
+        """Train ``block`` iterations, or those left before the next log or phase, without logging."""
+        if self.iteration == self._phase_end:
+            self._enter()
         count = min(self.block, self.problem.log_every - self.iteration % self.problem.log_every)
+        if self._phase_end is not None:
+            count = min(count, self._phase_end - self.iteration)
         tapes, rows = self._tapes(count, self.numbers), self._rows(count)
         iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
         advance = self._advance_block if count == self.block else self._advance_piecewise
@@ -470,6 +515,7 @@ class Trainer:
                 if name.startswith("curve/")
             }
             self.iteration, self.seconds = iteration, seconds
+            self._enter()
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"

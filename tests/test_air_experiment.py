@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ import torch
 from resuming import assert_resumes
 from torch import nn
 
-from rwslib import data
-from rwslib.experiments import CONFIGS, AIRConfig, air, modules, run, stored
+from rwslib import data, records
+from rwslib.experiments import AIRConfig, air, configuration, modules, run, stored
 from rwslib.methods import METHODS
 from rwslib.models.air import Latents
 from rwslib.noise import Noise
@@ -21,7 +21,8 @@ NUM_TRAIN, NUM_TEST = 60, 30
 
 
 def tiny(method="ww", num_particles=2, **changes):
-    settings = {"dataset": "digits", "num_iterations": 4, "batch_size": 4, "warmup_iterations": 0}
+    settings = {"dataset": "digits", "num_iterations": 4, "batch_size": 4}
+    settings |= {"dream_iterations": 0, "decoder_iterations": 0, "sorted_dreams": False}
     settings |= {"eval_particles": 6, "eval_scenes": 10}
     return AIRConfig(method, num_particles, **settings | changes)
 
@@ -83,6 +84,11 @@ BAD = [
     ({"eval_scenes": 10.0}, "eval_scenes"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**32}, "seed must be below"),
+    ({"dream_iterations": -1}, "dream_iterations must be a whole number of at least 0, got -1"),
+    ({"decoder_iterations": 1.5}, "decoder_iterations must be a whole number of at least 0, got 1.5"),
+    ({"num_iterations": 600}, "num_iterations must be above the 600 of dream_iterations and .*, got 600"),
+    ({"dream_iterations": 10, "warmup_iterations": 9}, "warmup_iterations must be 0 where there are .*, got 9"),
+    ({"sorted_dreams": 1}, "sorted_dreams must be true or false, got 1"),
     ({"warmup_iterations": -1}, "warmup_iterations must be a whole number of at least 0, got -1"),
     ({"warmup_iterations": 0.5}, "warmup_iterations"),
     ({"presence_logit": 20}, "presence_logit must be a number between -20 and 20, got 20"),
@@ -139,11 +145,21 @@ def test_options_are_filled_in_where_they_apply():
 
 def test_a_configuration_is_plain_and_comes_back():
     config = tiny("dww", decay_at=[0.3], scale_prior=[0, 1], background=-4)
-    plain = json.loads(json.dumps(asdict(config)))
-    assert CONFIGS["air"](**plain) == config
+    plain = json.loads(json.dumps(records.plain(config)))
+    assert configuration(plain) == config
     assert config.decay_at == (0.3,)
     assert config.scale_prior == (0, 1)
-    assert hash(config) == hash(CONFIGS["air"](**plain))
+    assert hash(config) == hash(configuration(plain))
+
+
+def test_fields_that_came_later_leave_the_keys_of_earlier_records_alone():
+    """Where dreams do not come first a configuration is what it was before there was the choice."""
+    later = {"dream_iterations", "sorted_dreams", "decoder_iterations"}
+    assert not later & set(records.plain(tiny()))
+    dreaming = replace(tiny(), dream_iterations=2, sorted_dreams=True, decoder_iterations=1)
+    assert later <= set(records.plain(dreaming))
+    assert configuration(records.plain(dreaming)) == dreaming
+    assert len({records.key(records.plain(c)) for c in (tiny(), dreaming, tiny(num_particles=3))}) == 3
 
 
 def test_the_methods_are_all_that_mixed_latents_allow():
@@ -332,7 +348,7 @@ def test_a_record_has_the_documented_metrics(tmp_path):
     assert metrics["log_marginal"][0] != metrics["log_marginal"][1]
     assert {value.shape[0] for value in record.weights().values()} == {2}
     assert record.weights()["p.count_logits"].shape == (2, 4)
-    assert record.config == json.loads(json.dumps(asdict(config)))
+    assert record.config == records.plain(config)
     assert not list((tmp_path / "air").glob("*.checkpoint"))
 
 

@@ -16,10 +16,10 @@ from toys import GaussianModel, GaussianNetwork
 from rwslib import records
 from rwslib.cpu import can_compile
 from rwslib.experiments import GMMConfig, gmm, run
-from rwslib.methods import METHODS
+from rwslib.methods import METHODS, wake_theta
 from rwslib.noise import Tape
 from rwslib.optimizers import adam
-from rwslib.training import Problem, Trainer, largest_divisor
+from rwslib.training import Phase, Problem, Trainer, largest_divisor
 
 CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
 
@@ -441,3 +441,86 @@ def test_a_parameter_on_hold_stays_and_then_starts_as_if_training_began():
             for name in on_hold:
                 step = (held.params[name] - before[name]).abs()
                 torch.testing.assert_close(step, torch.full_like(step, 0.01), rtol=1e-3, atol=0)
+
+
+# -- phases before the method's own steps --------------------------------------------------------------
+
+
+def dream_of_half(p, q, x, num_particles, noise):
+    """A loss for q alone, with other random numbers than the method's."""
+    return -(q.sample(x, 1, noise)[1] * (2 + noise.uniform(1, len(x)))).mean(dim=0)
+
+
+PHASES = (Phase(3, dream_of_half, trains=("q",)), Phase(2, wake_theta, trains=("p",)))
+
+
+def test_phases_train_what_they_name_and_each_starts_the_optimiser_afresh():
+    trainer = Trainer(data_problem(12, 3, phases=PHASES), range(2), compiled=False)
+    moved = []
+    while trainer.iteration < 12:
+        before, iteration = dict(trainer.params), trainer.iteration
+        trainer.train_block()
+        changed = {name for name in before if not torch.equal(before[name], trainer.params[name])}
+        moved.append((iteration, trainer.iteration, {name.split(".")[1] for name in changed}))
+    assert moved == [
+        (0, 3, {"q"}), (3, 4, {"p"}), (4, 5, {"p"}), (5, 8, {"p", "q"}), (8, 12, {"p", "q"}),
+    ]  # fmt: skip
+
+
+def test_the_first_step_after_a_phase_is_a_first_step():
+    problem = data_problem(12, 3, phases=PHASES, log_every=1)
+    trainer = Trainer(problem, range(2), compiled=False)
+    for iteration in range(7):
+        before = dict(trainer.params)
+        trainer.train_block()
+        assert trainer.iteration == iteration + 1
+        free = {0: "q", 3: "p", 5: ""}.get(iteration)
+        if free is not None:
+            for name, value in trainer.params.items():
+                if name.startswith(f"parts.{free}"):
+                    step = (value - before[name]).abs()
+                    torch.testing.assert_close(step, torch.full_like(step, 0.01), rtol=1e-3, atol=0)
+
+
+def test_without_iterations_phases_change_nothing():
+    """Not even a bit, nor what is drawn."""
+    empty = tuple(replace(phase, iterations=0) for phase in PHASES)
+    ends = []
+    for phases in ((), empty):
+        trainer = Trainer(data_problem(12, 3, phases=phases), range(2), compiled=False)
+        trainer.train()
+        ends.append(trainer.params)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_run_resumed_in_any_phase_equals_an_uninterrupted_one(stop, mapped, tmp_path):
+    problem = data_problem(12, 3, phases=PHASES, log_every=1, num_iterations=10, mapped=mapped)
+    whole, first, second = (Trainer(problem, range(2), compiled=False) for _ in range(3))
+    whole.train()
+    while first.iteration < stop:
+        first.train_block()
+    first.save(tmp_path / "state", 0.0)
+    assert second.load(tmp_path / "state")
+    while second.iteration < 10:
+        second.train_block()
+    for name, value in whole.params.items():
+        assert torch.equal(second.params[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python headers")
+def test_compiled_phases_equal_eager_ones():
+    problem = data_problem(12, 3, phases=PHASES, mapped=False)
+    compiled, eager = (Trainer(problem, range(2), compiled=choice) for choice in (True, False))
+    for trainer in (compiled, eager):
+        while trainer.iteration < 8:
+            trainer.train_block()
+    for name, value in eager.params.items():
+        torch.testing.assert_close(compiled.params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_phases_and_parameters_on_hold_exclude_each_other():
+    with pytest.raises(ValueError, match="hold must be empty where there are phases, got {'p.': 8}"):
+        Trainer(data_problem(12, 3, hold={"p.": 8}, phases=PHASES), [0])

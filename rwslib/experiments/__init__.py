@@ -1,7 +1,7 @@
 """What a run of each experiment is, and the one call that loads a run's record or trains it."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,18 @@ from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer
 
-__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "modules", "run", "stored", "train"]
+__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "configuration", "modules", "run", "stored", "train"]
 
 CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
 
 _PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem, "air": air.problem}
+
+
+def configuration(plain: dict[str, Any]) -> GMMConfig | VAEConfig | AIRConfig:
+    """The configuration of a record, from its plain values; the inverse of ``records.plain``."""
+    config = CONFIGS[plain["experiment"]]
+    before = {f.name: f.metadata["before"] for f in fields(config) if "before" in f.metadata}
+    return config(**before | plain)
 
 
 def stored(
@@ -47,7 +54,8 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
         FileNotFoundError: the record was published without its weights.
     """
     arrays = record.weights()
-    parts = vae.build() if record.config["experiment"] == "vae" else air.build(AIRConfig(**record.config))
+    config = configuration(record.config)
+    parts = vae.build() if config.experiment == "vae" else air.build(config)
     with torch.no_grad():
         for name, part in parts.items():
             for key, value in part.named_parameters():

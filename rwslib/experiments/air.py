@@ -1,23 +1,24 @@
 """Attend, infer, repeat (paper section 4.1): configuration, training problem, metrics."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.estimators import normalized_weights
+from rwslib.estimators import normalized_weights, sleep_phi_loss
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
-from rwslib.methods import METHODS
-from rwslib.models.air import MAX_OBJECTS, MIN_SD, GenerativeModel, InferenceNetwork, boxes
+from rwslib.methods import METHODS, wake_theta
+from rwslib.models.air import MAX_OBJECTS, MIN_SD, GenerativeModel, InferenceNetwork, Latents, boxes
 from rwslib.noise import Noise
 from rwslib.optimizers import Optimizer, adam, rmsprop
-from rwslib.training import Problem, Trainer, largest_divisor
+from rwslib.training import Phase, Problem, Trainer, largest_divisor
 
 AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
+DREAMS_PER_SCENE = 5  # of the phase of dreams, a scene of the batch
 LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
 CURVE_SCENES = 200
 CURVE_PARTICLES = 10  # of the test curve, the same for every K so that runs compare
@@ -43,6 +44,10 @@ class AIRConfig:
         eval_particles: particles of the final log marginal, KL and effective sample size.
         eval_scenes: test scenes of those (evenly spaced); the counts are judged on all test scenes.
         seed: of everything random.
+        dream_iterations: steps at the start that train q alone, on dreams of the untrained model in which
+            every count is equally likely.
+        sorted_dreams: hand over the objects of a dream from left to right, then and in ws and wws.
+        decoder_iterations: steps after these that train p alone.
         warmup_iterations: so long q's presence does not depend on the image and p(n) stays as it is.
         presence_logit: where q's logit of one more object starts.
         shift_sd: standard deviation of q's shift logits at the start; 0.06 is the authors'.
@@ -68,7 +73,10 @@ class AIRConfig:
     eval_particles: int = 5000
     eval_scenes: int = 1000
     seed: int = 1
-    warmup_iterations: int = 2000
+    dream_iterations: int = field(default=600, metadata={"before": 0})
+    sorted_dreams: bool = field(default=True, metadata={"before": False})
+    decoder_iterations: int = field(default=0, metadata={"before": 0})
+    warmup_iterations: int = 0
     presence_logit: float = 0.5
     shift_sd: float = 0.5
     scale_prior: tuple[float, float] = (-0.4, 0.1)
@@ -95,7 +103,22 @@ class AIRConfig:
         require(
             self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
         )
-        require_int("warmup_iterations", self.warmup_iterations, 0)
+        for name in ("dream_iterations", "decoder_iterations", "warmup_iterations"):
+            require_int(name, getattr(self, name), 0)
+        require(isinstance(self.sorted_dreams, bool), "sorted_dreams", "true or false", self.sorted_dreams)
+        before = self.dream_iterations + self.decoder_iterations
+        require(
+            self.num_iterations > before,
+            "num_iterations",
+            f"above the {before} of dream_iterations and decoder_iterations together",
+            self.num_iterations,
+        )
+        require(
+            not (before and self.warmup_iterations),
+            "warmup_iterations",
+            "0 where there are dream_iterations or decoder_iterations",
+            self.warmup_iterations,
+        )
         require_number("presence_logit", self.presence_logit, -20, 20)
         require_number("shift_sd", self.shift_sd, MIN_SD, 100)
         pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
@@ -142,6 +165,7 @@ def build(config: AIRConfig, packed: bool = True) -> dict[str, nn.Module]:
         background=config.background,
         pixel_sd=config.pixel_sd,
         packed=packed,
+        in_order=config.sorted_dreams,
     )
     q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit, packed=packed)
     modules = {"p": p, "q": q}
@@ -159,6 +183,15 @@ def _pixels(images: Tensor, noise: Noise, grey: bool) -> Tensor:
     return images / 255 if grey else data.binarize(images, noise)
 
 
+def dream_loss(
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+) -> Tensor:
+    """Sleep phase on dreams of every count, as many per scene whatever K, so that all runs start alike."""
+    z, dreams = p.dream(DREAMS_PER_SCENE * len(x), noise)
+    log_q = q.log_prob(Latents(*(part[None] for part in z)), dreams)
+    return sleep_phi_loss(log_q.view(DREAMS_PER_SCENE, len(x)))
+
+
 def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
@@ -172,6 +205,11 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         for name in ("center_weights", "delta", "wake_weight")
         if getattr(config, name) is not None
     }
+
+    phases = (
+        Phase(config.dream_iterations, dream_loss, trains=("q",)),
+        Phase(config.decoder_iterations, wake_theta, trains=("p",)),
+    )
 
     def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
         found = []
@@ -214,7 +252,10 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         seed=config.seed,
         epoch=(len(train), config.batch_size),
         optimizer=OPTIMIZERS[config.optimizer],
-        hold={"q.presence": config.warmup_iterations, "p.count_logits": config.warmup_iterations},
+        hold=dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
+        if config.warmup_iterations
+        else {},
+        phases=tuple(phase for phase in phases if phase.iterations),
         mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
         options=lambda progress: options,
         finish=finish,

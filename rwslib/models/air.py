@@ -89,6 +89,14 @@ def boxes(where: Tensor, size: int = CANVAS) -> Tensor:
     return torch.cat([size * (1 - scale + shift) / 2, size * scale], dim=-1)
 
 
+def left_to_right(z: Latents) -> Latents:
+    """The same objects in the order of their boxes' centres, absent ones last; any leading shape."""
+    there = torch.arange(MAX_OBJECTS, device=z.count.device) < z.count[..., None]
+    order = z.where[..., 2].where(there, torch.inf).argsort(dim=-1, stable=True)[..., None]
+    where, what = (part.gather(-2, order.expand_as(part)) for part in (z.where, z.what))
+    return Latents(z.count, where, what)
+
+
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """ELU network, linear at the end, from PyTorch's own start.
 
@@ -128,6 +136,8 @@ class GenerativeModel(nn.Module):
         pixel_sd: standard deviation of the normal likelihood of Eslami et al. (0.3 in public code); None is
             the Bernoulli likelihood.
         packed: work on the objects that are there alone; False masks the others out, the same up to rounding.
+        in_order: hand out the objects of samples from left to right.  Objects are exchangeable under p, so
+            this changes no picture and no density, but q need not guess which one comes first.
     """
 
     def __init__(
@@ -139,9 +149,10 @@ class GenerativeModel(nn.Module):
         ink: float = 4.0,
         pixel_sd: float | None = None,
         packed: bool = True,
+        in_order: bool = False,
     ):
         super().__init__()
-        self.pixel_sd, self.packed = pixel_sd, packed
+        self.pixel_sd, self.packed, self.in_order = pixel_sd, packed, in_order
         start = torch.arange(MAX_OBJECTS + 1) * math.log(count_success)
         if learn_count:
             self.count_logits = nn.Parameter(start.float())
@@ -202,14 +213,23 @@ class GenerativeModel(nn.Module):
         where = self.where_mean + self.where_log_sd.exp() * noise.normal(*shape, MAX_OBJECTS, WHERE_SIZE)
         return Latents(count, where * there, noise.normal(*shape, MAX_OBJECTS, WHAT_SIZE) * there)
 
-    def sample(self, num: int, noise: Noise) -> tuple[Latents, Tensor]:
-        """Ancestral samples: latents ``[num, ...]`` and pixels ``x [num, 2500]``, without gradient."""
+    def sample(self, num: int, noise: Noise, log_count: Tensor | None = None) -> tuple[Latents, Tensor]:
+        """Ancestral samples: latents ``[num, ...]`` and pixels ``x [num, 2500]``, without gradient.
+
+        Args:
+            log_count: ``[4]``, the distribution of the count; None is the model's own.
+        """
         with torch.no_grad():
-            z = self.sample_prior(self.log_count(), (num,), noise)
+            z = self.sample_prior(self.log_count() if log_count is None else log_count, (num,), noise)
             probs = torch.sigmoid(self.draw(Latents(*(part[None] for part in z)))[0])
+            z = left_to_right(z) if self.in_order else z
             if self.pixel_sd is not None:
                 return z, probs + self.pixel_sd * noise.normal(*probs.shape)
             return z, (noise.uniform(*probs.shape) < probs).to(probs.dtype)
+
+    def dream(self, num: int, noise: Noise) -> tuple[Latents, Tensor]:
+        """As ``sample``, with every count equally often, whatever the model's own p(n)."""
+        return self.sample(num, noise, torch.zeros_like(self.count_logits))
 
     def sample_defensive(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Latents, Tensor]:
         """Trajectories ``[K, B, ...]`` with a uniform count and prior objects, and their log-density."""
