@@ -379,7 +379,9 @@ class Trainer:
         """One optimiser step; frozen parameters stay, those on hold start when they are free."""
         if not self.problem.hold and self.phase is None:
             return self._update(params, grads, moments, iteration + 1 - self._phase_start, learning_rate)
-        stepped = tuple(dict(part) for part in (params, *moments))
+        stepped = tuple(
+            {name: value for name, value in part.items() if name not in grads} for part in (params, *moments)
+        )
         for end in sorted({self._held[name] for name in grads}):
             names = [name for name in grads if self._held[name] == end]
             before = [{name: part[name] for name in names} for part in (params, *moments)]

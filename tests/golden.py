@@ -7,16 +7,16 @@ import hashlib
 import json
 import platform
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 
-from rwslib import data
+from rwslib import data, records
 from rwslib.cpu import single_thread
-from rwslib.experiments import CONFIGS, air, gmm, vae
+from rwslib.experiments import air, configuration, gmm, vae
 from rwslib.noise import Noise
 from rwslib.training import Trainer
 
@@ -57,7 +57,7 @@ def config(case: str):
     name = case.partition(",")[0]
     experiment, method = name.split()
     options = OPTIONS.get(method, {}) | OPTIONS.get(name, {})
-    return CONFIGS[experiment](method, **FIELDS[experiment] | options)
+    return configuration({"experiment": experiment, "method": method, **FIELDS[experiment], **options})
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def run(case: str) -> dict:
         tensors = [*run.params.values(), *(value for moment in run.moments for value in moment.values())]
         numbers = [values for name, values in run.curves.items() if name != "iteration"]
         return {
-            "config": json.loads(json.dumps(asdict(config(case)))),
+            "config": records.plain(config(case)),
             "streams": streams,
             "before": {name: summary(values[0]) for name, values in run.curves.items()},
             "after": {name: summary(values[1]) for name, values in run.curves.items()},

@@ -59,7 +59,7 @@ PROBLEMS = {
     "vae": lambda: vae.problem(VAEConfig("ww", 2, "digits", 1, batch_size=300)),
     # parameters on hold are stepped apart, in another order
     "air": lambda: air.problem(
-        AIRConfig("ww", 2, "digits", num_iterations=4, batch_size=4, warmup_iterations=2)
+        AIRConfig("ww", 2, "digits", 4, batch_size=4, warmup_iterations=2, dream_iterations=0)
     ),
 }
 

@@ -12,7 +12,7 @@ import yaml
 
 from rwslib import __main__ as cli
 from rwslib import records, sweep
-from rwslib.experiments import CONFIGS, AIRConfig, GMMConfig, VAEConfig, modules, run, vae
+from rwslib.experiments import CONFIGS, AIRConfig, GMMConfig, VAEConfig, configuration, modules, run, vae
 from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import METHODS
 from rwslib.noise import Noise
@@ -136,7 +136,7 @@ def test_published_records_are_found_under_their_names():
     assert len(paths) >= 122
     for path in paths:
         fields = json.loads(path.read_text())
-        assert key(CONFIGS[fields["experiment"]](**fields)) == path.parent.name
+        assert key(configuration(fields)) == path.parent.name
 
 
 @pytest.mark.parametrize(

@@ -522,5 +522,5 @@ def test_compiled_phases_equal_eager_ones():
 
 
 def test_phases_and_parameters_on_hold_exclude_each_other():
-    with pytest.raises(ValueError, match="hold must be empty where there are phases, got {'p.': 8}"):
+    with pytest.raises(ValueError, match=r"hold must be empty where there are phases, got \{'p.': 8\}"):
         Trainer(data_problem(12, 3, hold={"p.": 8}, phases=PHASES), [0])

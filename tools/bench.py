@@ -193,7 +193,9 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
     example = os.environ.get("PYRO_AIR_EXAMPLE")
     pyro_step = pyro_example(Path(example)) if example else None  # says at once what is missing
     for method, (num_particles, aim) in product(("ww", "vimco"), AIR_AIMS.items()):
-        trainer = Trainer(air.problem(AIRConfig(method, num_particles, "digits")), range(1))
+        trainer = Trainer(
+            air.problem(AIRConfig(method, num_particles, "digits", dream_iterations=0)), range(1)
+        )
         flops, found = cost(trainer)[0], speed(trainer, seconds)
         yield {
             "method": method,
@@ -212,7 +214,7 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
 def air_gpu_rows(seconds: float, limits: Limits) -> Rows:
     """Attend, infer, repeat on a GPU, where all objects that could be there are worked on."""
     for method, (num_particles, num_runs) in product(("ww", "vimco"), AIR_GPU_CASES):
-        config = AIRConfig(method, num_particles, "digits", num_runs=num_runs)
+        config = AIRConfig(method, num_particles, "digits", num_runs=num_runs, dream_iterations=0)
         trainer = Trainer(air.problem(config, GPU), range(num_runs), GPU)
         flops, found = cost(trainer)[0], speed(trainer, seconds)
         yield {

@@ -18,7 +18,17 @@ from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer
 
-__all__ = ["CONFIGS", "AIRConfig", "GMMConfig", "VAEConfig", "configuration", "modules", "run", "stored", "train"]
+__all__ = [
+    "CONFIGS",
+    "AIRConfig",
+    "GMMConfig",
+    "VAEConfig",
+    "configuration",
+    "modules",
+    "run",
+    "stored",
+    "train",
+]
 
 CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
 

@@ -10,7 +10,7 @@ from rwslib import data
 from rwslib.estimators import normalized_weights, sleep_phi_loss
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
-from rwslib.methods import METHODS, wake_theta
+from rwslib.methods import METHODS
 from rwslib.models.air import MAX_OBJECTS, MIN_SD, GenerativeModel, InferenceNetwork, Latents, boxes
 from rwslib.noise import Noise
 from rwslib.optimizers import Optimizer, adam, rmsprop
@@ -47,7 +47,6 @@ class AIRConfig:
         dream_iterations: steps at the start that train q alone, on dreams of the untrained model in which
             every count is equally likely.
         sorted_dreams: hand over the objects of a dream from left to right, then and in ws and wws.
-        decoder_iterations: steps after these that train p alone.
         warmup_iterations: so long q's presence does not depend on the image and p(n) stays as it is.
         presence_logit: where q's logit of one more object starts.
         shift_sd: standard deviation of q's shift logits at the start; 0.06 is the authors'.
@@ -75,7 +74,6 @@ class AIRConfig:
     seed: int = 1
     dream_iterations: int = field(default=600, metadata={"before": 0})
     sorted_dreams: bool = field(default=True, metadata={"before": False})
-    decoder_iterations: int = field(default=0, metadata={"before": 0})
     warmup_iterations: int = 0
     presence_logit: float = 0.5
     shift_sd: float = 0.5
@@ -103,20 +101,19 @@ class AIRConfig:
         require(
             self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
         )
-        for name in ("dream_iterations", "decoder_iterations", "warmup_iterations"):
-            require_int(name, getattr(self, name), 0)
+        require_int("dream_iterations", self.dream_iterations, 0)
+        require_int("warmup_iterations", self.warmup_iterations, 0)
         require(isinstance(self.sorted_dreams, bool), "sorted_dreams", "true or false", self.sorted_dreams)
-        before = self.dream_iterations + self.decoder_iterations
         require(
-            self.num_iterations > before,
+            self.num_iterations > self.dream_iterations,
             "num_iterations",
-            f"above the {before} of dream_iterations and decoder_iterations together",
+            f"above the {self.dream_iterations} of dream_iterations",
             self.num_iterations,
         )
         require(
-            not (before and self.warmup_iterations),
+            not (self.dream_iterations and self.warmup_iterations),
             "warmup_iterations",
-            "0 where there are dream_iterations or decoder_iterations",
+            "0 where dreams come first",
             self.warmup_iterations,
         )
         require_number("presence_logit", self.presence_logit, -20, 20)
@@ -206,10 +203,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         if getattr(config, name) is not None
     }
 
-    phases = (
-        Phase(config.dream_iterations, dream_loss, trains=("q",)),
-        Phase(config.decoder_iterations, wake_theta, trains=("p",)),
-    )
+    dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
 
     def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
         found = []
@@ -255,7 +249,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         hold=dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
         if config.warmup_iterations
         else {},
-        phases=tuple(phase for phase in phases if phase.iterations),
+        phases=(dreams,) if config.dream_iterations else (),
         mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
         options=lambda progress: options,
         finish=finish,
