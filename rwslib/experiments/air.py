@@ -18,6 +18,7 @@ from rwslib.training import Phase, Problem, Trainer, largest_divisor
 
 AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
+WARM_UP = {"dream_iterations": 0, "sorted_dreams": False, "warmup_iterations": 2000}  # an earlier recipe
 DREAMS_PER_SCENE = 5  # of the phase of dreams, a scene of the batch
 LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
 CURVE_SCENES = 200
