@@ -35,6 +35,9 @@ _STYLES = {
     "vimco_air2018": (_BLACK, ":"),
     "dww_wrong_density": (_GREY, "-."),
 }
+# Of methods that have no row above, in the order in which they were added to ``METHODS``.
+_OTHER_COLORS = ("#6A3D9A", "#8C510A", "#5B7C0F", "#B2182B")
+_OTHER_LINES = ((0, (4, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 def use_style() -> None:
@@ -63,8 +66,20 @@ def use_style() -> None:
 
 
 def method_style(name: str) -> dict[str, object]:
-    """Colour, line style and label of a method, the same in every figure."""
-    color, linestyle = _STYLES[name]
+    """Colour, line style and label of a method, the same in every figure.
+
+    A method of your own gets a style that no other method has, as long as there are at most 16 of them.
+
+    Raises:
+        ValueError: ``METHODS`` has no such method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, got {name!r}")
+    if name in _STYLES:
+        color, linestyle = _STYLES[name]
+    else:
+        i = [other for other in METHODS if other not in _STYLES].index(name)
+        color, linestyle = _OTHER_COLORS[i % 4], _OTHER_LINES[i // 4 % 4]
     return {"color": color, "linestyle": linestyle, "label": METHODS[name].title}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from glossary_links import glossary_terms, link_terms
 
+from rwslib import plotting
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,7 @@ def test_the_worked_example_of_the_design_page_runs():
     try:
         for block in blocks:
             exec(block, scope)  # what a reader would paste
+        assert plotting.method_style("tempered")["label"] == "tempered WW"
     finally:
         METHODS.pop("tempered", None)
     assert scope["curves"]["posterior_l2"].shape[0] == 2

@@ -1,17 +1,48 @@
 """Every method has a style of its own, and the film is well-formed."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 
 from rwslib import plotting
 from rwslib.methods import METHODS
+from rwslib.records import RunRecord
 
 
 def test_every_method_has_its_own_style():
     styles = [tuple(plotting.method_style(name).values())[:2] for name in METHODS]
     assert len(set(styles)) == len(METHODS)
+
+
+def test_methods_of_a_reader_have_styles_of_their_own(monkeypatch):
+    for i in range(16):
+        monkeypatch.setitem(METHODS, f"own_{i}", replace(METHODS["ww"], title=f"own {i}"))
+    styles = [plotting.method_style(name) for name in METHODS]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == len(METHODS)
+    assert plotting.method_style("own_3")["label"] == "own 3"
+    figure, ax = plt.subplots()
+    for style in styles:
+        ax.plot([0, 1], **style)
+    figure.canvas.draw()  # every colour and dash is one that matplotlib knows
+    plt.close(figure)
+
+
+def test_a_method_that_nobody_registered_has_no_style():
+    with pytest.raises(ValueError, match=r"method must be one of \['ws', .*, got 'tempered'"):
+        plotting.method_style("tempered")
+
+
+def test_a_record_of_an_own_method_can_be_plotted(monkeypatch):
+    monkeypatch.setitem(METHODS, "tempered", replace(METHODS["ww"], title="tempered WW"))
+    metrics = {"iteration": np.arange(3), "prior_l2": np.ones((2, 3))}
+    figure, ax = plt.subplots()
+    plotting.plot_curves(ax, RunRecord({"method": "tempered"}, {}, metrics, Path("none")), "prior_l2")
+    assert ax.lines[0].get_label() == "tempered WW"
+    plt.close(figure)
 
 
 def test_quartile_band_is_where_the_quartiles_are():
