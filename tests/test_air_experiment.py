@@ -503,7 +503,7 @@ class Seeing(nn.Module):
 
 
 def test_a_q_that_knows_the_truth_gets_full_marks():
-    """Boxes go from pixels to logits and back through the metrics."""
+    """Boxes go from pixels to logits and back, in the convention that all records share."""
     truth = data.scenes("digits", "test")
     boxes = truth.boxes.float()
     scale = boxes[..., 2:] / 50
@@ -511,6 +511,7 @@ def test_a_q_that_knows_the_truth_gets_full_marks():
     where = torch.cat([scale.clamp(0.001, 0.999).logit(), shift.atanh()], dim=-1)
     where = torch.cat([where, torch.zeros(NUM_TEST, 1, 4)], dim=1)
     both, x = Seeing(where, truth.counts), torch.arange(float(NUM_TEST))[:, None]
+    torch.testing.assert_close(air.nominal_boxes(where)[:, :2], boxes, rtol=0, atol=0.3)
     found = air.final_metrics(both, both, x, truth.counts, truth.boxes, tiny(), Noise(0))
     for name in JUDGED:
         assert found[name].item() == pytest.approx(1, abs=1e-3), name

@@ -104,12 +104,24 @@ def test_x_is_along_the_columns_and_y_along_the_rows():
     canvas = paste(torch.ones(1, 20, 20), where_of(0.3, 0.1, 0.6, -0.5).float()[None])[0]
     rows, columns = ((canvas > 0.5).any(dim=axis).nonzero() for axis in (1, 0))
     left, top, wide, high = boxes(where_of(0.3, 0.1, 0.6, -0.5)).tolist()
-    assert (left, top, wide, high) == pytest.approx((32.5, 10, 15, 5))
-    # half a pixel of border is soft, and pixels have their centres at -1 to 1
-    assert columns.min().item() == pytest.approx(left, abs=1)
-    assert columns.max().item() + 1 == pytest.approx(left + wide, abs=1)
-    assert rows.min().item() == pytest.approx(top, abs=1)
-    assert rows.max().item() + 1 == pytest.approx(top + high, abs=1)
+    assert (left, top, wide, high) == pytest.approx((31.963, 10.171, 15.474, 5.158), abs=1e-3)
+    assert columns.min().item() == pytest.approx(left, abs=0.5)
+    assert columns.max().item() + 1 == pytest.approx(left + wide, abs=0.5)
+    assert rows.min().item() == pytest.approx(top, abs=0.5)
+    assert rows.max().item() + 1 == pytest.approx(top + high, abs=0.5)
+
+
+@pytest.mark.parametrize("place", [(0.4, 0.4, 0.1, -0.2), (0.6, 0.45, -0.3, 0.2)])
+def test_ink_pasted_from_a_full_glimpse_fills_its_box(place):
+    """Size and centre of what is drawn are those of the box, to a part of a pixel."""
+    where = where_of(*place)
+    canvas = paste(torch.ones(1, 20, 20, dtype=torch.float64), where[None])[0]
+    left, top, wide, high = boxes(where).tolist()
+    pixel = torch.arange(50, dtype=torch.float64) + 0.5
+    for axis, (start, length) in {0: (left, wide), 1: (top, high)}.items():
+        ink = canvas.sum(dim=axis)
+        assert (ink @ pixel / ink.sum()).item() == pytest.approx(start + length / 2, abs=0.05)
+        assert (ink.sum() / ink.max()).item() == pytest.approx(length, abs=0.1)
 
 
 @pytest.mark.parametrize("function", [crop, paste])

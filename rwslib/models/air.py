@@ -84,9 +84,15 @@ def paste(glimpses: Tensor, where: Tensor, size: int = CANVAS) -> Tensor:
 
 
 def boxes(where: Tensor, size: int = CANVAS) -> Tensor:
-    """Boxes in pixels ``(left, top, width, height)`` of ``where``, ``[..., 4]``."""
+    """What ``crop`` and ``paste`` cover, ``(left, top, width, height)`` in pixels, of ``where [..., 4]``.
+
+    Pixel i reaches from i to i + 1.  The outer pixels of a glimpse have their centres at the scale, so that
+    the box ends half a glimpse pixel beyond.
+    """
     scale, shift = scales_and_shifts(where)
-    return torch.cat([size * (1 - scale + shift) / 2, size * scale], dim=-1)
+    half = (size - 1) / 2  # pixels for each unit of shift
+    width = half * scale * 2 * GLIMPSE / (GLIMPSE - 1)
+    return torch.cat([half * (1 + shift) + 0.5 - width / 2, width], dim=-1)
 
 
 def left_to_right(z: Latents) -> Latents:
