@@ -207,10 +207,10 @@ def bootstrap(
 def verdict(intervals: list[tuple[float, float, float]]) -> str:
     """Judge a claim that says every effect is positive, from (value, low, high) of each.
 
-    "holds" if all intervals lie above zero, "does not hold" if all lie at or below, else "mixed".
+    "holds" if all intervals lie above zero, "does not hold" if all lie below, else "mixed".
     """
     if all(low > 0 for _, low, _ in intervals):
         return "holds"
-    if all(high <= 0 for _, _, high in intervals):
+    if all(high < 0 for _, _, high in intervals):
         return "does not hold"
     return "mixed"

@@ -13,6 +13,9 @@ from rwslib.claims import (
     export,
     general_claims,
     gmm_claims,
+    listed,
+    said,
+    side,
     sum_up,
     vae_claims,
     without_failures,
@@ -286,6 +289,40 @@ def test_export_is_json_without_infinities():
 )
 def test_a_whole_is_judged_by_its_parts(parts, whole):
     assert sum_up(parts) == whole
+
+
+def test_every_effect_has_a_side():
+    assert [side(effect) for effect in ((1, 0.5, 2), (-1, -2, -0.5))] == ["agrees", "contradicts"]
+    assert side((0, 0, 0)) == "tie"
+    assert {side(e) for e in ((1, -1, 3), (0, 0, 500), (-3, -4, 0), (8, -np.inf, np.inf))} == {"open"}
+
+
+def test_two_methods_that_are_equally_fast_are_a_tie_and_no_contradiction():
+    runs = as_the_paper_says()
+    runs["vimco", 20] = runs["ww", 20]
+    effects = gmm_claims(runs, {}, {}, np.full((3, 2), 0.5), {1: 3.0, 2: 2.0})["GMM-7"].effects
+    assert side(effects["iterations to 0.05: WW before VIMCO, K 20"]) == "tie"
+
+
+@pytest.mark.parametrize(
+    ("effects", "words"),
+    [
+        ([], "not run"),
+        ([(1, 0.5, 2)], "its one effect agrees with the paper"),
+        ([(0, -1, 1)] * 3, "all 3 effects are open"),
+        ([(1, 0.5, 2)] * 2 + [(0, 0, 0)], "of 3 effects 2 agree with the paper and 1 is a tie"),
+        (
+            [(1, 0.5, 2)] * 6 + [(-1, -2, -0.5)] * 2 + [(0, -1, 1)] * 2,
+            "of 10 effects 6 agree with the paper, 2 contradict it and 2 are open",
+        ),
+    ],
+)
+def test_sides_in_words(effects, words):
+    assert said({str(i): effect for i, effect in enumerate(effects)}) == words
+
+
+def test_lists_in_sentences():
+    assert [listed(words) for words in ([2], [2, 5], ["a", "b", "c"])] == ["2", "2 and 5", "a, b and c"]
 
 
 def test_the_identities_hold_and_wrong_estimators_break_them(monkeypatch):

@@ -101,7 +101,9 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     ("intervals", "expected"),
     [
         ([(1, 0.5, 2), (3, 0.1, 4)], "holds"),
-        ([(-1, -2, -0.5), (-3, -4, 0)], "does not hold"),
+        ([(-1, -2, -0.5), (-3, -4, -0.1)], "does not hold"),
+        ([(-1, -2, -0.5), (0, 0, 0)], "mixed"),
+        ([(0, 0, 0)], "mixed"),
         ([(1, -0.5, 2)], "mixed"),
         ([(1, 0.5, 2), (-1, -2, -0.5)], "mixed"),
     ],

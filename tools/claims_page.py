@@ -8,7 +8,7 @@ import yaml
 from claims_reasons import REASONS
 from markup import minus, table
 
-from rwslib.claims import VERDICTS, export, general_claims, sum_up
+from rwslib.claims import VERDICTS, export, general_claims, listed, side, sum_up
 from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
@@ -37,7 +37,7 @@ def read_claims(stage: Path) -> dict[str, dict[str, Entry]]:
     general["GEN-3"] = {
         "source": "abstract",
         "says": "more particles help wake-sleep and hurt methods that climb the bound with both networks",
-        "measured": "nothing of its own: it holds if all its parts do that were run, "
+        "measured": "nothing of its own: it holds if every part that was run holds, "
         "and does not if none of them does",
         "verdict": sum_up(list(parts.values())),
         "parts": parts,
@@ -72,8 +72,7 @@ def summary(chapters: dict[str, dict[str, Entry]]) -> str:
 
 def numbers(values: set[int]) -> str:
     """Numbers in words: 2, 5 and 10."""
-    *most, last = [f"{value:,}" for value in sorted(values)]
-    return f"{', '.join(most)} and {last}" if most else last
+    return listed(f"{value:,}" for value in sorted(values))
 
 
 def scale(entries: list[Entry]) -> str:
@@ -97,11 +96,9 @@ def show_effect(effect: Entry) -> list[str]:
     """The cells of one effect: its setting, its value with the interval, and whose side that is."""
     value, low, high = effect["value"], effect["low"], effect["high"]
     if low is None:
-        interval, side = "no interval", "open"
-    else:
-        interval = "no spread" if low == high else f"{low:.3g} to {high:.3g}"
-        side = "agrees" if low > 0 else "contradicts" if high <= 0 else "open"
-    return [effect["setting"], minus(f"{value:.3g} ({interval})"), side]
+        return [effect["setting"], minus(f"{value:.3g} (no interval)"), "open"]
+    interval = "no spread" if low == high else f"{low:.3g} to {high:.3g}"
+    return [effect["setting"], minus(f"{value:.3g} ({interval})"), side((value, low, high))]
 
 
 def show_record(record: Entry, url: str | None) -> str:
@@ -114,7 +111,7 @@ def show_record(record: Entry, url: str | None) -> str:
 
 def show_claim(name: str, entry: Entry, url: str | None) -> str:
     """One claim, folded: its name, verdict and statement, and behind them all that they rest on."""
-    agree = sum(effect["low"] is not None and effect["low"] > 0 for effect in entry["effects"])
+    agree = [show_effect(effect)[2] for effect in entry["effects"]].count("agrees")
     counted = f" ({agree}\u00a0of\u00a0{len(entry['effects'])})" if len(entry["effects"]) > 1 else ""
     lines = [
         f":::::{{dropdown}} **{name}** {badge(entry['verdict'])} {entry['says']}{counted}",

@@ -6,7 +6,7 @@ were not run is "not run".
 """
 
 from rwslib.claims.air import air_claims, without_failures
-from rwslib.claims.common import VERDICTS, Claim, claims_table, export, sum_up
+from rwslib.claims.common import VERDICTS, Claim, claims_table, export, listed, said, side, sum_up
 from rwslib.claims.general import general_claims
 from rwslib.claims.gmm import gmm_claims
 from rwslib.claims.vae import vae_claims
@@ -19,6 +19,9 @@ __all__ = [
     "export",
     "general_claims",
     "gmm_claims",
+    "listed",
+    "said",
+    "side",
     "sum_up",
     "vae_claims",
     "without_failures",

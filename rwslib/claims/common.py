@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -56,6 +57,46 @@ class Claim:
         return verdict(list(self.effects.values())) if self.effects else "not run"
 
 
+SIDES = {  # of an effect; what one and several of them do
+    "agrees": ("agrees with the paper", "agree with the paper"),
+    "contradicts": ("contradicts it", "contradict it"),
+    "tie": ("is a tie", "are ties"),
+    "open": ("is open", "are open"),
+}
+
+
+def side(effect: Effect) -> str:
+    """Whose side an effect is on.
+
+    "agrees" or "contradicts" with its whole interval above or below zero, "tie" at zero without any spread,
+    else "open".
+    """
+    _, low, high = effect
+    if low > 0:
+        return "agrees"
+    if high < 0:
+        return "contradicts"
+    return "tie" if low == high else "open"
+
+
+def listed(words: Iterable[object]) -> str:
+    """Words as a list in a sentence: "2, 5 and 10"."""
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def said(effects: Effects) -> str:
+    """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
+    counts = Counter(map(side, effects.values()))
+    parts = [f"{counts[name]} {words[counts[name] > 1]}" for name, words in SIDES.items() if counts[name]]
+    if len(parts) > 1:
+        return f"of {len(effects)} effects {listed(parts)}"
+    if not parts:
+        return "not run"
+    number, what = parts[0].split(" ", 1)
+    return f"its one effect {what}" if number == "1" else f"all {number} effects {what}"
+
+
 class Noted(dict):
     """A mapping that notes which of its keys were looked up, in a set that several can share."""
 
@@ -98,7 +139,7 @@ def sum_up(verdicts: Sequence[str]) -> str:
 
 def claims_table(claims: Mapping[str, Claim]) -> str:
     """A markdown table: claim, how many settings agree, the two extreme effects, the verdict."""
-    header = "| claim | the paper says | agree | weakest effect | strongest effect | verdict |"
+    header = "| claim | the paper says | agree | least favourable | most favourable | verdict |"
     lines = [header, "|---" * 6 + "|"]
     for name, claim in claims.items():
         ordered = sorted(claim.effects.items(), key=lambda item: item[1][0])
@@ -106,7 +147,7 @@ def claims_table(claims: Mapping[str, Claim]) -> str:
             f"{label}: {value:.3g} ({low:.3g} to {high:.3g})"
             for label, (value, low, high) in (ordered[:1] + ordered[-1:])
         ]
-        agree = f"{sum(low > 0 for _, low, _ in claim.effects.values())} of {len(claim.effects)}"
+        agree = f"{[*map(side, claim.effects.values())].count('agrees')} of {len(claim.effects)}"
         cells = [name, claim.says, agree, *(ends or ["", ""]), f"**{claim.verdict}**"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
