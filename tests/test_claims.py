@@ -13,8 +13,11 @@ from rwslib.claims import (
     export,
     general_claims,
     gmm_claims,
+    in_words,
+    lead,
     listed,
-    said,
+    more_defence,
+    more_particles,
     side,
     sum_up,
     vae_claims,
@@ -318,11 +321,54 @@ def test_two_methods_that_are_equally_fast_are_a_tie_and_no_contradiction():
     ],
 )
 def test_sides_in_words(effects, words):
-    assert said({str(i): effect for i, effect in enumerate(effects)}) == words
+    assert in_words({str(i): effect for i, effect in enumerate(effects)}) == words
 
 
 def test_lists_in_sentences():
     assert [listed(words) for words in ([2], [2, 5], ["a", "b", "c"])] == ["2", "2 and 5", "a, b and c"]
+
+
+def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
+    runs = as_the_paper_says()
+    runs["vimco", 20] = record(0.22)
+    runs["relax", 20] = runs["relax", 5]
+    assert more_particles(runs).splitlines() == [
+        "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
+        "From 2 to 20 particles the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
+        "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO, "
+        "is undecided under RELAX.",
+        "From 5 to 20 particles the inference network ends worse under REINFORCE and Concrete, "
+        "ends better under VIMCO, is undecided under RELAX.",
+    ]
+
+
+def test_nothing_is_said_where_there_is_nothing_to_compare():
+    runs = as_the_paper_says()
+    assert more_particles({cell: run for cell, run in runs.items() if cell[1] == 5}) == ""
+    assert more_particles({cell: run for cell, run in runs.items() if cell[0] == "ww"}) == ""
+    assert more_particles({}) == more_defence({(0.2, 2): None}, {}) == ""
+    assert lead({}, "ww", "iwae") == lead({("ww", 8): vae_record(-90)}, "ww", "iwae") == ""
+
+
+def test_what_delta_does_is_said_with_the_factor_that_the_claim_asks_for():
+    sweep = {(0.05, 2): record(0.3), (0.6, 2): record(0.1), (0.2, 2): None}
+    (line,) = more_defence(sweep, {"δ = 0.6, K 2": (0, -1, 1), "δ = 0.6, K 20": (1, 0.5, 2)}).splitlines()
+    assert line.startswith(
+        "With 2 particles the median error changes from δ = 0.05 to 0.6: that of the model "
+    )
+    assert "by -0.200 (-0.2" in line
+    assert line.endswith("(GMM-13): its one effect is open.")
+
+
+def test_who_leads_is_said_by_particles_and_with_the_last_difference():
+    runs = {("iwae", K): vae_record(-90, kl=5) for K in (8, 16)}
+    runs |= {("ww", 8): vae_record(-91, kl=4), ("ww", 16): vae_record(-90, kl=4)}
+    evidence, divergence = lead(runs, "ww", "iwae").splitlines()
+    assert evidence.startswith(
+        "WW's log evidence is below IWAE's at K = 8, is undecided at K = 16; at K = 16 "
+    )
+    assert divergence.startswith("WW's divergence from its posterior is below IWAE's at K = 8 and 16; ")
+    assert divergence.endswith(" nats.") and "difference is -1.0 (-1.0 to -1.0)" in divergence
 
 
 def test_the_identities_hold_and_wrong_estimators_break_them(monkeypatch):

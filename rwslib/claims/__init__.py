@@ -6,10 +6,11 @@ were not run is "not run".
 """
 
 from rwslib.claims.air import air_claims, without_failures
-from rwslib.claims.common import VERDICTS, Claim, claims_table, export, listed, said, side, sum_up
+from rwslib.claims.common import VERDICTS, Claim, claims_table, export, in_words, listed, side, sum_up
 from rwslib.claims.general import general_claims
 from rwslib.claims.gmm import gmm_claims
 from rwslib.claims.vae import vae_claims
+from rwslib.claims.words import lead, more_defence, more_particles
 
 __all__ = [
     "VERDICTS",
@@ -19,8 +20,11 @@ __all__ = [
     "export",
     "general_claims",
     "gmm_claims",
+    "in_words",
+    "lead",
     "listed",
-    "said",
+    "more_defence",
+    "more_particles",
     "side",
     "sum_up",
     "vae_claims",

@@ -85,7 +85,7 @@ def listed(words: Iterable[object]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def said(effects: Effects) -> str:
+def in_words(effects: Effects) -> str:
     """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
     counts = Counter(map(side, effects.values()))
     parts = [f"{counts[name]} {words[counts[name] > 1]}" for name, words in SIDES.items() if counts[name]]
