@@ -21,10 +21,10 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --no-loadscope-reorder --nb
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf rerun sweep reproduce drill test test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-fast lint format notebooks serve bench clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install the pinned packages
 
@@ -75,6 +75,9 @@ reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make thei
 
 drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
 	$(PY) tools/drill.py --write book/results/drill.json
+
+drill-slurm: $(SWEEP_STAMP)  ## disturb a sweep on a real Slurm, started for this on one machine (needs slurm-wlm, munge)
+	$(PY) tools/drill_slurm.py --write book/results/drill-slurm.json
 
 test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs, twice
 	$(PYTEST)

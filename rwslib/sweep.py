@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,6 +28,8 @@ from rwslib.training import COMPILE_FROM
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
 LARGEST_BATCH = 16  # short runs that share one job, and so one start of Python
+PINNED_EXECUTORS = ("cluster-generic", "slurm")
+MANY_JOBS = 100  # where a profile does not say how many
 INHERITED = ("RWSLIB_DATA", "RWSLIB_PUBLISHED", "RWSLIB_CHECKPOINT_SECONDS", "PYTHONPATH")
 
 
@@ -103,10 +105,13 @@ def _is_stored(config: Any, store: Path) -> bool:
         return False  # damaged: the run will say so, and the others go on
 
 
-def batches(runs: Sequence[Any], cores: int) -> list[list[Any]]:
-    """Runs that share a job: several if they are short, so that starting Python costs little of each."""
+def batches(runs: Sequence[Any], jobs: int) -> list[list[Any]]:
+    """Runs that share a job: several if they are short and more than the jobs at once.
+
+    So starting Python costs little of each.
+    """
     short = [c for c in runs if c.experiment == "gmm" and c.num_iterations < COMPILE_FROM]
-    size = max(1, min(LARGEST_BATCH, -(-len(short) // cores)))
+    size = max(1, min(LARGEST_BATCH, -(-len(short) // jobs)))
     long = [[config] for config in runs if config not in short]
     return long + [short[start : start + size] for start in range(0, len(short), size)]
 
@@ -148,13 +153,14 @@ def sweep(
             "sweep needs Snakemake: pip install -r requirements-sweep.txt; "
             "python -m rwslib train GRID does without, on one core"
         )
+    jobs = cores or (profile_jobs(profile) if profile else 2)
     with _workspace(store) as folder:
-        _write_plan(folder, store, batches(runs, cores or 2), notebooks, device)
+        _write_plan(folder, store, batches(runs, jobs), notebooks, device)
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "Snakefile")]
-        command += ["--directory", str(folder), "--keep-going", "--quiet", "rules", "host", "reason"]
+        command += ["--directory", str(folder), "--keep-going", "--quiet", "host", "reason"]
+        command += [] if profile else ["rules"]  # jobs that run elsewhere do not say here why they fail
         if profile:
-            ours = WORKFLOW / "profiles" / profile
-            command += ["--profile", str(ours if ours.is_dir() else profile)]
+            command += ["--profile", str(_profile_folder(profile))]
         if cores or not profile:
             command += ["--cores", str(cores or 2)]
         subprocess.run(command, check=False)  # what is missing afterwards tells more than its exit code
@@ -169,6 +175,32 @@ def sweep(
 def has_snakemake() -> bool:
     """Whether the engine of sweeps is installed."""
     return importlib.util.find_spec("snakemake") is not None
+
+
+def _profile_folder(profile: str) -> Path:
+    ours = WORKFLOW / "profiles" / profile
+    return ours if ours.is_dir() else Path(profile)
+
+
+def profile_jobs(profile: str) -> int:
+    """How many jobs at once a profile allows.
+
+    Raises:
+        ValueError: if the plug-in that would submit them is not installed.
+    """
+    settings = None
+    for path in sorted(_profile_folder(profile).glob("config*.yaml"))[:1]:  # config.v8+.yaml comes first
+        with suppress(yaml.YAMLError):  # Snakemake will say what is wrong with it
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = settings if isinstance(settings, dict) else {}  # Snakemake also looks in folders of its own
+    executor = str(settings.get("executor", "local"))
+    plugin = f"snakemake-executor-plugin-{executor}"
+    inbuilt = executor in ("local", "dryrun", "touch")
+    if not inbuilt and importlib.util.find_spec(plugin.replace("-", "_")) is None:
+        what = "-r requirements-sweep.txt" if executor in PINNED_EXECUTORS else plugin
+        raise ValueError(f"the profile {profile} needs {plugin}: pip install {what}")
+    jobs = str(settings.get("jobs", settings.get("cores")))
+    return int(jobs) if jobs.isdecimal() and int(jobs) else MANY_JOBS  # it may say "unlimited"
 
 
 @contextmanager

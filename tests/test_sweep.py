@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from rwslib import __main__ as cli
 from rwslib import records, rerun, sweep
@@ -17,6 +18,7 @@ from rwslib.experiments import GMMConfig, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import drill
+import drill_slurm
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "num_iterations: 4, num_runs: 2, batch_size: 5"
@@ -103,6 +105,70 @@ def test_without_snakemake_a_sentence_says_what_to_install(grid, monkeypatch):
         cli.main(["sweep", str(grid)])
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """The number of jobs that a sweep would hand to Snakemake, which is not started."""
+    found = []
+
+    def look(command, check):
+        folder = Path(command[command.index("--directory") + 1])
+        found.append(len(json.loads((folder / "plan.json").read_text())["runs"]))
+
+    monkeypatch.setattr(sweep, "has_snakemake", lambda: True)
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sweep.subprocess, "run", look)
+    return lambda grid, **options: (sweep.sweep([grid], **options), found.pop())[1]
+
+
+def profile(folder, text):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    return str(folder)
+
+
+def test_a_profile_says_for_how_many_jobs_short_runs_are_packed(tmp_path, grid, planned):
+    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {list(range(12))}}}")
+    assert planned(grid) == 2
+    assert planned(grid, profile="slurm") == 12
+    assert planned(grid, profile="slurm", cores=4) == 4
+    said = {"executor: slurm\njobs: 7": 7, "cores: '20'": 20}
+    unsaid = ("jobs: unlimited", "jobs: 0", "", "- 1", "[", "retries: 3")
+    for text, jobs in {**said, **dict.fromkeys(unsaid, 100)}.items():
+        assert sweep.profile_jobs(profile(tmp_path / "own", text)) == jobs
+    assert sweep.profile_jobs("one-that-only-snakemake-finds") == 100
+    assert sweep.profile_jobs("slurm") == sweep.profile_jobs("cluster-generic") == 100
+
+
+def test_without_its_plug_in_a_profile_says_what_to_install(tmp_path, grid, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "has_snakemake", lambda: True)
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    own = profile(tmp_path / "own", "executor: lsf\njobs: 3")
+    needs = {
+        "slurm": ("slurm", r"-r requirements-sweep\.txt"),
+        "cluster-generic": ("cluster-generic", r"-r requirements-sweep\.txt"),
+        own: ("lsf", "snakemake-executor-plugin-lsf"),
+    }
+    for name, (executor, what) in needs.items():
+        sentence = (
+            f"^error: the profile {name} needs snakemake-executor-plugin-{executor}: pip install {what}$"
+        )
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main(["sweep", str(grid), "--profile", name])
+    assert sweep.profile_jobs(profile(tmp_path / "own", "executor: local\njobs: 3")) == 3
+    assert not (tmp_path / "results/.sweep").exists()
+
+
+def test_the_profiles_learn_that_a_job_was_cancelled_and_their_plug_ins_are_pinned():
+    pinned = (ROOT / "requirements-sweep.txt").read_text()
+    found = {}
+    for path in (ROOT / "workflow/profiles").glob("*/config.yaml"):
+        found[path.parent.name] = settings = yaml.safe_load(path.read_text())
+        assert f"\nsnakemake-executor-plugin-{settings['executor']}==" in pinned
+    assert sorted(found) == sorted(sweep.PINNED_EXECUTORS)
+    assert found["slurm"]["slurm-status-command"] == "squeue"
+    assert "qstat" in found["cluster-generic"]["cluster-generic-status-cmd"]
+
+
 def test_a_dry_run_says_what_would_be_done(grid, capsys, tmp_path):
     cli.main(["sweep", str(grid), "--dry-run"])
     assert "gmm vimco K=3" in capsys.readouterr().out
@@ -128,30 +194,35 @@ def test_notebook_rows_are_done_until_their_notebook_changes(tmp_path, grid, mon
 
 # -- with Snakemake -----------------------------------------------------------------------------------
 
-SUBMIT = """#!/bin/sh
-# a stand-in for a cluster: the job runs here, in the background, and its number is printed
-setsid sh "$1" > /dev/null 2>&1 &
-echo $!
-"""
+GRID_ENGINE = {  # a stand-in: jobs run here, in the background; the first is deleted, and nobody is told
+    "qsub": """[ "$1 $2 $3 $4 $5" = "-terse -cwd -V -pe smp" ] || exit 1
+cd "$JOBS" && number=$(ls | wc -l) && touch "$number" "$number.running"
+if [ "$number" = 0 ]; then rm 0.running; else
+    (sh "$7"; rm "$number.running") > /dev/null 2>&1 &
+fi
+echo "$number"
+""",
+    "qstat": """[ "$1" = -j ] && [ -e "$JOBS/$2.running" ]""",
+}
 
 
 @pytest.mark.slow
 @needs_cluster
-def test_cores_a_cluster_and_no_sweep_at_all_give_the_same_records(tmp_path, grid):
+def test_cores_a_cluster_and_no_sweep_at_all_give_the_same_records(tmp_path, grid, monkeypatch):
     cli.main(["train", str(grid), "--results-dir", str(tmp_path / "plain")])
     assert "4 of 4 done" in finish(begin(grid, tmp_path / "local", "--cores", "2"))[0]
-    submit, profile = tmp_path / "submit.sh", tmp_path / "profile"
-    submit.write_text(SUBMIT)
-    submit.chmod(0o755)
-    profile.mkdir()
-    settings = {
-        "executor": "cluster-generic",
-        "cluster-generic-submit-cmd": str(submit),
-        "jobs": 2,
-        "seconds-between-status-checks": 1,
-    }
-    (profile / "config.yaml").write_text(json.dumps(settings))
-    assert "4 of 4 done" in finish(begin(grid, tmp_path / "cluster", "--profile", str(profile)))[0]
+    for name in ("bin", "jobs"):
+        (tmp_path / name).mkdir()
+    for name, lines in GRID_ENGINE.items():
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n" + lines)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("JOBS", str(tmp_path / "jobs"))
+    settings = yaml.safe_load((ROOT / "workflow/profiles/cluster-generic/config.yaml").read_text())
+    settings |= {"jobs": 2, "latency-wait": 1, "seconds-between-status-checks": 1}
+    grid_engine = profile(tmp_path / "profile", yaml.safe_dump(settings))
+    assert "4 of 4 done" in finish(begin(grid, tmp_path / "cluster", "--profile", grid_engine))[0]
+    assert len(list((tmp_path / "jobs").iterdir())) == 3  # one more than the two that there were to do
     for store in ("local", "cluster"):
         assert not drill.compare(tmp_path / store, tmp_path / "plain").total()
         assert not list((tmp_path / store / ".sweep").iterdir())
@@ -184,3 +255,26 @@ def test_the_kill_drill_in_short(monkeypatch):
     figures = drill.kill_drill(3, 6)
     assert figures["kills"] == 3
     assert figures["missing"] == figures["different"] == figures["damaged"] == 0
+
+
+# -- the drill on Slurm, which needs Slurm: here what does not ----------------------------------------
+
+
+def test_without_slurm_the_drill_says_what_to_install(tmp_path, monkeypatch):
+    found = drill_slurm.program
+    monkeypatch.setattr(drill_slurm, "program", lambda name: None if "d" in name else found("sh"))
+    sentence = (
+        r"^the drill needs Slurm and MUNGE, but this machine lacks munged, slurmctld, slurmd: apt-get install"
+    )
+    with pytest.raises(SystemExit, match=sentence), drill_slurm.slurm(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_drill_on_slurm_keeps_what_the_profile_says_of_states(tmp_path):
+    ours = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    own = yaml.safe_load((drill_slurm.profile(tmp_path / "own", minutes=3) / "config.yaml").read_text())
+    changed = {"latency-wait", "slurm-init-seconds-before-status-checks", "default-resources"}
+    assert {name for name in own if own[name] != ours.get(name)} == changed
+    assert own["default-resources"] == ours["default-resources"] | {"runtime": 3}
+    assert sweep.profile_jobs(str(tmp_path / "own")) == 100

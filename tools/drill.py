@@ -36,9 +36,9 @@ METHODS = ("ww", "dww", "vimco", "ws", "reinforce", "concrete")
 # -- kills --------------------------------------------------------------------------------------------
 
 
-def start(grid: Path, store: Path) -> subprocess.Popen:
+def start(grid: Path, store: Path, *options: str) -> subprocess.Popen:
     """A sweep in a process group of its own, whose runs write a checkpoint whenever they can."""
-    command = [sys.executable, "-m", "rwslib", "sweep", str(grid), "--results-dir", str(store)]
+    command = [sys.executable, "-m", "rwslib", "sweep", str(grid), "--results-dir", str(store), *options]
     environment = os.environ | {"RWSLIB_CHECKPOINT_SECONDS": "0"}
     return subprocess.Popen(
         command,

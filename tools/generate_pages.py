@@ -147,19 +147,17 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
     return f"Measured on {text(found['date'])} ({machine}{limits}).{note}\n\n{shown}"
 
 
-def drill_table() -> str:
+def drill_table(file: str, *drills: str) -> str:
     """What the last drills found, or a sentence that there were none."""
-    path = ROOT / "book/results/drill.json"
+    path = ROOT / "book/results" / file
     if not path.exists():
-        return "The drills have not been run yet."
+        return "This has not been run yet."
     found = json.loads(path.read_text())
-    rows = [
-        [drill, name, text(value)] for drill in ("kill drill", "fuzz") for name, value in found[drill].items()
-    ]
-    where = (
-        f"{text(found['date'])}, {text(found['hardware']['processor'])}, {found['hardware']['cores']} cores"
-    )
-    return f"Run on {where}.\n\n{table(['drill', 'what', 'number'], rows)}"
+    rows = [[drill, name, text(value)] for drill in drills for name, value in found[drill].items()]
+    hardware, versions = found["hardware"], found.get("versions", {})
+    where = [found["date"], hardware["processor"], f"{hardware['cores']} cores"]
+    where += [f"{name} {value}" for name, value in versions.items()]
+    return f"Run on {', '.join(map(text, where))}.\n\n{table(['drill', 'what', 'number'], rows)}"
 
 
 EXPERIMENTS = {"gmm": "Gaussian mixture", "vae": "continuous model", "air": "attend, infer, repeat"}
@@ -244,7 +242,8 @@ def main() -> None:
         ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
         *(("benchmark.md", f"benchmark {name}", partial(benchmark_table, name)) for name in BENCHMARKS),
         ("rerun.md", "times", times_table),
-        ("rerun.md", "drills", drill_table),
+        ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
+        ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
         ("intro.md", "verdicts", lambda: verdicts(notebook)),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),
     ]
