@@ -95,6 +95,15 @@ def test_every_count_is_dreamt_of_equally_often():
     assert x.shape == (4000, 2500)
 
 
+def test_the_share_of_the_boxes_that_lies_on_the_canvas():
+    whole = torch.tensor([0.0, 0.0, 0.0, 0.0])  # a box of half the canvas in its middle
+    corner = torch.tensor([0.0, 0.0, 20.0, -20.0])  # its centre on a corner: a quarter of it is inside
+    where = torch.stack([whole, corner, corner]).expand(2, 1, 3, 4)
+    for counts, expected in (([0, 0], 1.0), ([1, 1], 1.0), ([2, 0], 5 / 8), ([3, 3], 1 / 2)):
+        z = Latents(torch.tensor(counts)[:, None], where, torch.zeros(2, 1, 3, 50))
+        assert air.share_inside(z).item() == pytest.approx(expected, abs=0.02)
+
+
 # -- gradients, by enumeration of a small scene ----------------------------------------------------------
 
 

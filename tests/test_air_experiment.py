@@ -243,7 +243,7 @@ def test_training_scenes_are_binarised_afresh_and_test_scenes_once():
     assert torch.equal(truth.images, data.scenes("digits", "test").images)
 
 
-CURVES = ("train_bound", "test_bound", "count_accuracy")
+CURVES = ("train_bound", "test_bound", "count_accuracy", "boxes_inside")
 
 
 @pytest.mark.parametrize("method", air.AIR_METHODS)

@@ -18,6 +18,7 @@ from rwslib.models.air import (
     GenerativeModel,
     InferenceNetwork,
     Latents,
+    boxes,
     scales_and_shifts,
 )
 from rwslib.noise import Noise
@@ -228,9 +229,10 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
             }
             metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
             with torch.no_grad():
-                sampled = q.sample(_evenly(x_test, CURVE_SCENES), 1, noise)[0].count[0]
-            accuracy = (sampled == _evenly(counts, CURVE_SCENES)).float().mean()
-            found.append({**metrics, "count_accuracy": accuracy, "count_probs": p.log_count().exp()})
+                z = q.sample(_evenly(x_test, CURVE_SCENES), 1, noise)[0]
+            accuracy = (z.count[0] == _evenly(counts, CURVE_SCENES)).float().mean()
+            metrics |= {"count_accuracy": accuracy, "boxes_inside": share_inside(z)}
+            found.append({**metrics, "count_probs": p.log_count().exp()})
         return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
 
     def finish(trainer: Trainer) -> dict[str, Tensor]:
@@ -278,6 +280,15 @@ def q_counts(q: InferenceNetwork, x: Tensor, noise: Noise) -> tuple[Tensor, Tens
         counts = torch.cat([q.sample(some, 20, noise)[0].count for some in x.split(200)], dim=1)
     frequency = torch.stack([(counts == n).sum(dim=0) for n in range(MAX_OBJECTS + 1)])
     return counts[0], frequency.argmax(dim=0)
+
+
+def share_inside(z: Latents) -> Tensor:
+    """Share of the boxes' area that lies on the canvas, a scalar; 1 without any box."""
+    there = torch.arange(MAX_OBJECTS, device=z.count.device) < z.count[..., None]
+    corner, size = boxes(z.where).chunk(2, dim=-1)
+    inside = ((corner + size).clamp_max(data.CANVAS) - corner.clamp_min(0)).prod(dim=-1) * there
+    area = size.prod(dim=-1) * there
+    return torch.where(there.any(), inside.sum() / area.sum().clamp_min(1e-9), 1.0)
 
 
 def weighted_counts(
