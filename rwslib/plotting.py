@@ -34,6 +34,7 @@ _STYLES = {
     "vimco_no_log_k": (_GREY, ":"),
     "vimco_air2018": (_BLACK, ":"),
     "dww_wrong_density": (_GREY, "-."),
+    "concrete_2018": (_SKY, ":"),
 }
 # Of methods that have no row above, in the order in which they were added to ``METHODS``.
 _OTHER_COLORS = ("#6A3D9A", "#8C510A", "#5B7C0F", "#B2182B")

@@ -49,6 +49,7 @@ BAD = [
     ({"method": "wws", "wake_weight": 2}, "wake_weight"),
     ({"method": "concrete", "temperature": 0.5}, "temperature must be a pair"),
     ({"method": "concrete", "temperature": [3, 0]}, "temperature"),
+    ({"method": "concrete_2018", "temperature": [0, 1]}, "temperature"),
 ]
 
 
@@ -61,7 +62,7 @@ def test_bad_values_are_refused_by_name(changes, message):
 def test_options_are_filled_in_where_they_apply():
     assert GMMConfig("dww", 2) == GMMConfig("dww", 2, delta=0.2)
     assert GMMConfig("ww", 2).delta is None
-    assert GMMConfig("concrete", 2).temperature == (3.0, 0.5)
+    assert GMMConfig("concrete", 2).temperature == GMMConfig("concrete_2018", 2).temperature == (3.0, 0.5)
     assert GMMConfig("ww", 2, hidden=[16]) == GMMConfig("ww", 2, hidden=(16,))
 
 

@@ -635,6 +635,115 @@ def test_concrete_is_the_bound_of_the_relaxed_model():
         )
 
 
+def relaxed_draws(q_probs, num_nodes=60):
+    """Gumbel pairs of one particle as a script, and their weights, so that sums over them are expectations.
+
+    Only the pair's difference matters, a logistic variable: Gauss-Legendre nodes in its distribution
+    function, on either side of where the arg max changes.
+    """
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(num_nodes))
+    jump = q_probs[1].item()  # the first category wins above it
+    halves = ((0, jump), (jump, 1))
+    t = torch.cat([low + (high - low) * (nodes + 1) / 2 for low, high in halves])
+    difference = torch.logit(t)
+    gumbel = torch.stack([difference / 2, -difference / 2])
+    probs = torch.cat([(high - low) * weights / 2 for low, high in halves])
+    return Script([torch.exp(-torch.exp(-gumbel))[:, None]]), probs
+
+
+def relaxed_problem(spacing=40.0, observation=20.0):
+    """Two clusters, an observation between them, and all draws of one particle."""
+    problem = EnumeratedMixture(num_particles=1, num_categories=2, observation=observation)
+    problem.p.spacing = spacing
+    return problem
+
+
+def evidence_on_the_line(p, x, prior):
+    """Evidence of two clusters whose latent is a point between them: ``prior`` is flat cells, or Concrete."""
+    share = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000  # of the first category
+    likelihood = D.Normal((1 - share) * p.spacing, p.sd).log_prob(x).exp()
+    if prior == "flat cells":
+        pi = p.log_prior().exp()
+        density = 2 * torch.where(share > 0.5, pi[0], pi[1])
+    else:
+        density = prior.log_prob(torch.stack([share, 1 - share], dim=-1)).exp()
+    return (density * likelihood).mean().item()
+
+
+def mean_weight(name, problem, temperature):
+    script, probs = relaxed_draws(problem.q_probs)
+    q, x = RowNetwork(problem.logits.expand(len(probs), -1)), problem.observation.expand(len(probs))
+    loss = METHODS[name].function(problem.p, q, x, 1, script, temperature=temperature)
+    return (probs * torch.exp(-loss)).sum().item()
+
+
+def test_weights_of_concrete_2018_are_those_of_its_distributions_in_torch():
+    """A one-hot distribution asked for the probability of a point within the simplex takes its arg max."""
+    p, q = small_mixture()
+    x, temperature = torch.linspace(-2, 9, 6, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    actual = methods.concrete_2018(p, q, x, 4, Noise(5), temperature=temperature)
+    gumbel = Noise(5).gumbel(3, 4, len(x)).double().movedim(0, -1)
+    z = torch.softmax((q.log_probs(x) + gumbel) / temperature, dim=-1)
+    log_q = D.RelaxedOneHotCategorical(temperature, logits=q.log_probs(x)).log_prob(z)
+    prior = D.OneHotCategorical(logits=p.log_prior(), validate_args=False)
+    mean = (z * torch.arange(3) * p.spacing).sum(dim=-1)
+    log_p = prior.log_prob(z) + D.Normal(mean, p.sd).log_prob(x)
+    expected = math.log(4) - torch.logsumexp(log_p - log_q, dim=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+    for module in (p, q):
+        assert_same_gradients(
+            parameter_gradients(actual.sum(), module), parameter_gradients(expected.sum(), module), atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_weights_of_concrete_2018_average_to_half_the_evidence_of_flat_cells(temperature):
+    """And those of Concrete to the evidence of its relaxed model: the same test tells them apart."""
+    problem = relaxed_problem(spacing=10.0, observation=3.0)
+    p, x, temperature = problem.p, problem.observation, torch.tensor(temperature, dtype=torch.float64)
+    halved = evidence_on_the_line(p, x, "flat cells") / 2
+    proper = evidence_on_the_line(p, x, D.RelaxedOneHotCategorical(temperature, logits=p.log_prior()))
+    assert mean_weight("concrete_2018", problem, temperature) == pytest.approx(halved, rel=1e-4)
+    assert mean_weight("concrete", problem, temperature) == pytest.approx(proper, rel=5e-3)
+    assert abs(proper / halved - 1) > 0.2
+
+
+def test_concrete_2018_is_no_bound():
+    """Between two clusters a point in the middle explains what neither cluster does.
+
+    The value exceeds the discrete model's evidence with a single particle, and with many, where it is the
+    logarithm of the mean weight, that of the Concrete model at the same temperature, too.
+    """
+    problem, temperature = relaxed_problem(), torch.tensor(0.3, dtype=torch.float64)
+    p, x = problem.p, problem.observation
+    discrete = torch.logsumexp(problem.log_joint(), dim=0).item()
+    script, probs = relaxed_draws(torch.full((2,), 0.5, dtype=torch.float64))
+    even = RowNetwork(torch.zeros(len(probs), 2, dtype=torch.float64))
+    loss = methods.concrete_2018(p, even, x.expand(len(probs)), 1, script, temperature=1.0)
+    assert -(probs * loss).sum().item() > discrete + 1
+    relaxed = evidence_on_the_line(p, x, D.RelaxedOneHotCategorical(temperature, logits=p.log_prior()))
+    assert math.log(mean_weight("concrete_2018", problem, temperature)) > math.log(relaxed) + 0.3
+    assert math.log(mean_weight("concrete", problem, temperature)) < math.log(relaxed) + 0.01
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_concrete_2018_with_one_particle_moves_theta_as_the_discrete_elbo_does(temperature):
+    """Towards q's probabilities; Concrete's own theta goes elsewhere.  Phi does not see the prior at all."""
+    problem = relaxed_problem(spacing=10.0, observation=3.0)
+    script, probs = relaxed_draws(problem.q_probs)
+    theta, phi = problem.expected_gradients(methods.concrete_2018, script, probs, temperature=temperature)
+    elbo, _ = problem.exact_gradients(problem.elbo)
+    torch.testing.assert_close(theta, elbo, rtol=0, atol=1e-12)
+    script, probs = relaxed_draws(problem.q_probs)
+    other, _ = problem.expected_gradients(methods.concrete, script, probs, temperature=temperature)
+    assert (other - elbo).norm() > 0.1 * elbo.norm()
+    with torch.no_grad():
+        problem.p.theta += torch.tensor([2.0, -1.0])
+    script, probs = relaxed_draws(problem.q_probs)
+    _, again = problem.expected_gradients(methods.concrete_2018, script, probs, temperature=temperature)
+    torch.testing.assert_close(again, phi, rtol=0, atol=1e-12)
+
+
 # -- the reparameterisable methods against quadrature ----------------------------------------------------
 
 NODES = {1: 60, 2: 60, 3: 30}  # the quadrature error is then below 1e-13
@@ -757,7 +866,7 @@ def test_the_loss_of_theta_moves_no_phi_and_that_of_phi_no_theta(name, toy, monk
 
 
 # another objective for theta (the ELBO, a Riemann sum, a relaxed model), or particles from other noise
-NOT_IN_GEN_2 = {"vae", "tvo", "concrete", "rebar", "relax"}
+NOT_IN_GEN_2 = {"vae", "tvo", "concrete", "concrete_2018", "rebar", "relax"}
 
 
 @pytest.mark.parametrize("name, toy", [row for row in ROWS if row[0] not in NOT_IN_GEN_2])

@@ -34,7 +34,8 @@ class GMMConfig:
         seed: of everything random.
         delta: weight of the uniform part of the proposal (dww, dww_wrong_density); 0.2 if None.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
-        temperature: at the first and last iteration, linear between (concrete); (3, 0.5) if None.
+        temperature: at the first and last iteration, linear between (concrete, concrete_2018);
+            (3, 0.5) if None.
     """
 
     method: str
