@@ -37,7 +37,7 @@ def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: s
 
 def with_ends(effect: Effect, digits: int) -> str:
     """A value with its interval: "+0.25 (+0.24 to +0.35)"."""
-    value, low, high = (f"{number:+.{digits}f}" for number in effect)
+    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in effect)  # no "-0.000"
     return f"{value} ({low} to {high})"
 
 
