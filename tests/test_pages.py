@@ -9,9 +9,12 @@ import nbformat
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import build_book
+import generate_pages
+from claims_page import CHAPTERS
 from glossary_links import glossary_terms, link_terms
 
-from rwslib import plotting
+from rwslib import plotting, records
 from rwslib.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,3 +101,28 @@ def test_the_worked_example_of_the_design_page_runs():
         METHODS.pop("tempered", None)
     assert scope["curves"]["posterior_l2"].shape[0] == 2
     assert np.isfinite(scope["curves"]["posterior_l2"]).all()
+
+
+def test_parameters_that_are_the_defaults_add_no_second_cell_of_them(tmp_path):
+    params, names = tmp_path / "mine.yaml", ["02_gmm", "03_vae", "04_air"]
+    params.write_text("num_runs: 3\n03_vae: {num_stages: 5, num_particles: [8]}\n")
+    assert not any(build_book.choose_parameters(names, "paper", None).values())
+    chosen = build_book.choose_parameters(names, "paper", params)
+    assert chosen.pop("03_vae") == {"num_runs": 3, "num_particles": [8]}  # it has 2 replicates, and 5 stages
+    assert chosen == {"02_gmm": {"num_runs": 3}, "04_air": {}}  # which have 10 and 3
+    assert all(build_book.choose_parameters(names, "quick", None).values())
+
+
+def test_every_chapter_has_one_finding_for_the_first_page():
+    page = (ROOT / "book/intro.md").read_text()
+    for name in CHAPTERS:
+        assert f"<!-- generated: finding {name} -->" in page
+        found = generate_pages.finding(ROOT / f"notebooks/{name}.ipynb")
+        assert all(re.fullmatch(r"- .*\.", line) for line in found.splitlines()), found
+
+
+def test_the_machines_of_the_records_are_counted():
+    said = generate_pages.machines()
+    counts = [int(count) for count in re.findall(r"(\d+) records on ", said)]
+    assert sum(counts) == sum(1 for _ in records.iterate(ROOT / "book/results"))
+    assert said.startswith("- Gaussian mixture: ") and "- attend, infer, repeat: " in said

@@ -25,6 +25,8 @@ from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 
+from rwslib.rerun import parameters as declared
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 STAGE = BUILD / "stage"
@@ -100,7 +102,13 @@ def choose_parameters(names: list[str], scale: str, params: Path | None) -> dict
     if params:
         own = reader_parameters(read_mapping(params), known, str(params))
         chosen = {name: chosen[name] | own[name] for name in names}
-    return chosen
+    return {name: drop_defaults(name, values) for name, values in chosen.items()}
+
+
+def drop_defaults(name: str, values: Parameters) -> Parameters:
+    """The parameters that differ from the notebook's own; without any, papermill adds no cell of them."""
+    known = declared(ROOT / f"notebooks/{name}.ipynb")
+    return {key: value for key, value in values.items() if value != known[key].default}
 
 
 def stage_sources() -> None:

@@ -215,7 +215,7 @@ def few_replicates(entries: Entries, open_ones: set[str]) -> str:
         "Replicates",
         concerned(entries, endless),
         "Without two replicates of any setting there is no spread to draw from.",
-        "Intervals are endless then, and no verdict can be more than mixed, whatever the values are.",
+        "Intervals are infinite then, and no verdict can be more than mixed, whatever the values are.",
     )
 
 

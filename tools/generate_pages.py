@@ -7,16 +7,18 @@ beside the executed notebooks.  With --picture FILE only the picture is written,
 import json
 import re
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from claims_page import claims_page
+from claims_page import CHAPTERS, claims_page
 from compare_methods import comparison
 from markup import table, text
 
 from rwslib import records
+from rwslib.claims import listed
 from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
@@ -57,7 +59,7 @@ def methods_table(ablations: bool) -> str:
 
 
 def speeds(name: str) -> str:
-    """Measured replicate-iterations a second of one method, by K; empty where it was not measured."""
+    """Measured replicate-iterations per second of one method, by K; empty where it was not measured."""
     path = ROOT / "book/results/benchmark.json"
     rows = json.loads(path.read_text())["gmm"]["rows"] if path.exists() else []
     found = [row for row in rows if row["method"] == name]
@@ -125,7 +127,7 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
     """The last measured speeds of one section, or a sentence that there are none."""
     measured = json.loads(path.read_text()) if path.exists() else {}
     if section not in measured:
-        return "This has not been measured yet."
+        return f'No measurement is published yet; `make bench ARGS="--only {section}"` makes one.'
     found, columns = measured[section], BENCHMARKS[section]
 
     def cell(name: str, value: Any) -> str:
@@ -199,8 +201,23 @@ def times_table() -> str:
     hardware = [record.provenance["hardware"] for record in found]
     names = [each.get("accelerator") or each["processor"] for each in hardware]
     machines = ", ".join(f"{text(name)} ({names.count(name)} records)" for name in sorted(set(names)))
-    header = ["experiment", "length", "replicates", "K", "minutes a record", "records", "hours in all"]
+    header = ["experiment", "length", "replicates", "K", "minutes per record", "records", "hours in all"]
     return f"Hardware: {machines}.\n\n{table(header, rows)}"
+
+
+def machines() -> str:
+    """On what the published records were made, by experiment."""
+    places: dict[str, Counter] = {name: Counter() for name in EXPERIMENTS}
+    for record in records.iterate(ROOT / "book/results"):
+        hardware = record.provenance["hardware"]
+        where = text(hardware.get("accelerator") or hardware["processor"])
+        places[record.config["experiment"]][where] += 1
+    counts = {
+        EXPERIMENTS[name]: [f"{count} records on {where}" for where, count in found.most_common()]
+        for name, found in places.items()
+        if found
+    }
+    return "\n".join(f"- {name}: {listed(found)}" for name, found in counts.items())
 
 
 def cells(notebook: Path) -> list[Any]:
@@ -223,6 +240,13 @@ def verdicts(notebook: Path) -> str:
     return "```text\n" + "".join(output["text"] for output in cell.outputs) + "```"
 
 
+def finding(notebook: Path) -> str:
+    """What the notebook's cell of findings displayed, as a list."""
+    (cell,) = (c for c in cells(notebook) if "finding" in c.metadata.get("tags", []))
+    (shown,) = (output["data"]["text/markdown"] for output in cell.outputs if "data" in output)
+    return "\n".join(f"- {line.removeprefix('- ')}" for line in shown.splitlines())
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with two significant digits; unknown ones empty."""
     return "" if fraction is None else f"{100 * fraction:.2g} %"
@@ -233,7 +257,7 @@ def main() -> None:
     if sys.argv[1] == "--picture":
         return write_picture(ROOT / "notebooks/02_gmm.ipynb", Path(sys.argv[2]))
     folder = Path(sys.argv[1])
-    notebook = folder.parent / "notebooks/02_gmm.ipynb"
+    notebook, *others = (folder.parent / f"notebooks/{name}.ipynb" for name in CHAPTERS)
     write_picture(notebook, folder / "_static/figure4.svg")
     parts = [
         ("methods.md", "methods table", lambda: methods_table(ablations=False)),
@@ -244,7 +268,9 @@ def main() -> None:
         ("rerun.md", "times", times_table),
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
         ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
+        *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in (notebook, *others)),
         ("intro.md", "verdicts", lambda: verdicts(notebook)),
+        ("reproducibility.md", "machines", machines),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),
     ]
     for page, name, generate in parts:

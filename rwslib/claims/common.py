@@ -154,7 +154,7 @@ def claims_table(claims: Mapping[str, Claim]) -> str:
 
 
 def export(claims: Mapping[str, Claim]) -> str:
-    """Claims as JSON, for machines and for the page of claims; an endless interval has null ends."""
+    """Claims as JSON, for machines and for the page of claims; an infinite interval has null ends."""
 
     def end(value: float) -> float | None:
         return value if math.isfinite(value) else None
