@@ -186,7 +186,7 @@ def profile_jobs(profile: str) -> int:
     """How many jobs at once a profile allows.
 
     Raises:
-        ValueError: if the plug-in that would submit them is not installed.
+        ValueError: if the plug-in that would submit them is not installed, or Slurm is not.
     """
     settings = None
     for path in sorted(_profile_folder(profile).glob("config*.yaml"))[:1]:  # config.v8+.yaml comes first
@@ -199,6 +199,8 @@ def profile_jobs(profile: str) -> int:
     if not inbuilt and importlib.util.find_spec(plugin.replace("-", "_")) is None:
         what = "-r requirements-sweep.txt" if executor in PINNED_EXECUTORS else plugin
         raise ValueError(f"the profile {profile} needs {plugin}: pip install {what}")
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError(f"the profile {profile} needs Slurm's sbatch, which this machine does not have")
     jobs = str(settings.get("jobs", settings.get("cores")))
     return int(jobs) if jobs.isdecimal() and int(jobs) else MANY_JOBS  # it may say "unlimited"
 

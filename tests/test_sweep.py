@@ -1,11 +1,13 @@
 """Sweeps: each row once, whoever asks for it, on this machine or through a cluster's submit command."""
 
+import asyncio
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,7 @@ def planned(monkeypatch):
 
     monkeypatch.setattr(sweep, "has_snakemake", lambda: True)
     monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sweep.shutil, "which", lambda name: name)
     monkeypatch.setattr(sweep.subprocess, "run", look)
     return lambda grid, **options: (sweep.sweep([grid], **options), found.pop())[1]
 
@@ -155,6 +158,10 @@ def test_without_its_plug_in_a_profile_says_what_to_install(tmp_path, grid, monk
         with pytest.raises(SystemExit, match=sentence):
             cli.main(["sweep", str(grid), "--profile", name])
     assert sweep.profile_jobs(profile(tmp_path / "own", "executor: local\njobs: 3")) == 3
+    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sweep.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^error: the profile slurm needs Slurm's sbatch, which this"):
+        cli.main(["sweep", str(grid), "--profile", "slurm"])
     assert not (tmp_path / "results/.sweep").exists()
 
 
@@ -167,6 +174,30 @@ def test_the_profiles_learn_that_a_job_was_cancelled_and_their_plug_ins_are_pinn
     assert sorted(found) == sorted(sweep.PINNED_EXECUTORS)
     assert found["slurm"]["slurm-status-command"] == "squeue"
     assert "qstat" in found["cluster-generic"]["cluster-generic-status-cmd"]
+
+
+@needs_snakemake
+def test_the_plug_in_waits_while_slurm_is_silent_and_gives_up_forgotten_jobs(monkeypatch):
+    real = Path(importlib.util.find_spec("snakemake_executor_plugin_slurm").origin).read_text()
+    assert "await query_job_status(" in real and "= get_min_job_age()" in real
+    answers = iter([(None, None), (None, None), ({"7": "RUNNING"}, 0.1), ({}, 0.1)])
+
+    async def ask_once(command, logger):
+        return next(answers, (None, None))
+
+    plugin = types.SimpleNamespace(query_job_status=ask_once, get_min_job_age=lambda: None)
+    monkeypatch.setitem(sys.modules, "snakemake_executor_plugin_slurm", plugin)
+    patience = {"__name__": "patience"}
+    exec((ROOT / "workflow/patience.py").read_text(), patience)
+    patience["SECONDS"] = 0
+    found, seconds = asyncio.run(plugin.query_job_status("squeue --name x", None))
+    assert ({*found}, seconds, found["7"]) == ({"7"}, 0.1, "RUNNING")
+    assert "8" in found and found["8"] == "UNKNOWN"
+    found, _ = asyncio.run(plugin.query_job_status("sacct --name x", None))
+    assert "8" not in found  # accounting may be late
+    with pytest.raises(patience["WorkflowError"], match="has not said for an hour"):
+        asyncio.run(plugin.query_job_status("squeue --name x", None))
+    assert plugin.get_min_job_age() >= 3 * 40
 
 
 def test_a_dry_run_says_what_would_be_done(grid, capsys, tmp_path):
@@ -277,4 +308,3 @@ def test_the_drill_on_slurm_keeps_what_the_profile_says_of_states(tmp_path):
     changed = {"latency-wait", "slurm-init-seconds-before-status-checks", "default-resources"}
     assert {name for name in own if own[name] != ours.get(name)} == changed
     assert own["default-resources"] == ours["default-resources"] | {"runtime": 3}
-    assert sweep.profile_jobs(str(tmp_path / "own")) == 100

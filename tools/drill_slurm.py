@@ -1,9 +1,9 @@
 """Disturb a sweep on a real Slurm, which is started for this on one machine; print what came of it.
 
-Jobs are cancelled, killed, and stopped until their time limit ends them; what this leaves undone is
-swept again.  In the end every record must equal that of an undisturbed sweep without Slurm, and no
-sweep may wait for a job that has ended.  Needs no service, no accounting and no root, and leaves none
-of its daemons behind.
+Jobs are cancelled, killed, and stopped until their time limit ends them, and Slurm itself falls silent
+for a while; what this leaves undone is swept again.  In the end every record must equal that of an
+undisturbed sweep without Slurm, and no sweep may wait for a job that has ended.  Needs no service, no
+accounting and no root, and leaves none of its daemons behind.
 """
 
 import argparse
@@ -55,6 +55,7 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=1000000
 PartitionName=drill Nodes=ALL Default=YES
 """
 LIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
+SILENCE = 30  # seconds: long enough for the plug-in to ask in vain
 PATIENCE = 300  # seconds: the plug-in looks at its jobs every three minutes, or more often
 
 
@@ -76,8 +77,11 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def slurm(folder: Path) -> Iterator[None]:
-    """A Slurm of one node, all of whose files are in a folder; at the end nothing of it runs on."""
+def slurm(folder: Path) -> Iterator[psutil.Process]:
+    """A Slurm of one node, all of whose files are in a folder; at the end nothing of it runs on.
+
+    Yields its controller.
+    """
     lacking = [name for name in PROGRAMS if program(name) is None]
     if lacking:
         raise SystemExit(
@@ -113,7 +117,7 @@ def slurm(folder: Path) -> Iterator[None]:
         else:
             said = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*d.log")))
             raise SystemExit(f"{said}\nSlurm did not start; its last words are above")
-        yield
+        yield psutil.Process(daemons[1].pid)
     finally:
         ask("scancel", "--user", getpass.getuser())
         for _ in range(30):
@@ -203,7 +207,11 @@ def disturb(kind: str, store: Path, rng: random.Random) -> str | None:
 
 
 def watch(
-    process: subprocess.Popen, store: Path, plan: list[str], rng: random.Random
+    process: subprocess.Popen,
+    controller: psutil.Process,
+    store: Path,
+    plan: list[str],
+    rng: random.Random,
 ) -> tuple[Counter, dict[str, str], bool]:
     """Disturb a sweep until it ends; returns what was done, the jobs' last states, and whether it hung."""
     done, states = Counter(), {}
@@ -221,7 +229,14 @@ def watch(
             kill(family(process))
             process.wait()
             return done, states, True
-        if plan and now > due and (when := disturb(plan[-1], store, rng)):
+        if not plan or now < due:
+            continue
+        if plan[-1] == "silence":
+            controller.suspend()
+            time.sleep(SILENCE)
+            controller.resume()
+            done.update([plan.pop()])
+        elif when := disturb(plan[-1], store, rng):
             done.update([plan.pop(), when])
             due = now + rng.uniform(0, 15)
     return done, states, False
@@ -238,7 +253,12 @@ def profile(folder: Path, minutes: int) -> Path:
 
 
 def drill(
-    faults: dict[str, int], num_runs: int, num_iterations: int, minutes: int, seed: int = 1
+    controller: psutil.Process,
+    faults: dict[str, int],
+    num_runs: int,
+    num_iterations: int,
+    minutes: int,
+    seed: int = 1,
 ) -> dict[str, Any]:
     """Disturb sweeps so often on a Slurm that runs; returns the figures."""
     rng, begun = random.Random(seed), time.monotonic()
@@ -260,7 +280,7 @@ def drill(
                 raise SystemExit("the undisturbed sweep failed; python -m rwslib sweep says why")
             while sweeps < most:
                 process = start(grid, store, "--profile", str(ours_alone))
-                more, seen, hangs = watch(process, store, plan, rng)
+                more, seen, hangs = watch(process, controller, store, plan, rng)
                 done, states, sweeps, hung = done + more, states | seen, sweeps + 1, hung + hangs
                 print(f"sweeps: {sweeps}, disturbances left: {len(plan)}", file=sys.stderr, flush=True)
                 if sweep.pending([grid], store)[1]:
@@ -283,6 +303,7 @@ def drill(
         "jobs killed with SIGKILL": done["SIGKILL"],
         "jobs stopped until their time limit": done["time limit"],
         "of these after a checkpoint": done["after a checkpoint"],
+        "times that Slurm was silent": done["silence"],
         "jobs that Slurm calls cancelled": ends["CANCELLED"],
         "jobs that Slurm calls failed": ends["FAILED"],
         "jobs that Slurm calls out of time": ends["TIMEOUT"],
@@ -301,14 +322,23 @@ def main() -> None:
     parser.add_argument("--scancel", type=int, default=8, help="jobs to cancel")
     parser.add_argument("--sigkill", type=int, default=8, help="jobs to kill")
     parser.add_argument("--limit", type=int, default=2, help="jobs to stop until their time limit ends them")
+    parser.add_argument("--silence", type=int, default=2, help="times that Slurm does not answer")
     parser.add_argument("--runs", type=int, default=12, help="runs in the sweep that is disturbed")
     parser.add_argument("--iterations", type=int, default=3000, help="of each run")
     parser.add_argument("--minutes", type=int, default=2, help="time limit of a job")
     parser.add_argument("--write", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the daemons are stopped
-    faults = {"scancel": arguments.scancel, "SIGKILL": arguments.sigkill, "time limit": arguments.limit}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, slurm(Path(folder)):
+    faults = {
+        "scancel": arguments.scancel,
+        "SIGKILL": arguments.sigkill,
+        "time limit": arguments.limit,
+        "silence": arguments.silence,
+    }
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        slurm(Path(folder)) as controller,
+    ):
         figures = {
             "date": datetime.now(UTC).date().isoformat(),
             "hardware": records.provenance(0, "cpu")["hardware"],
@@ -316,7 +346,7 @@ def main() -> None:
                 "Slurm": ask("sinfo", "--version")[0].split()[-1],
                 "plug-in": version("snakemake-executor-plugin-slurm"),
             },
-            "Slurm drill": drill(faults, arguments.runs, arguments.iterations, arguments.minutes),
+            "Slurm drill": drill(controller, faults, arguments.runs, arguments.iterations, arguments.minutes),
         }
     found = figures["Slurm drill"]
     for name, value in found.items():
