@@ -1,0 +1,142 @@
+"""What a run of each experiment is, and the one call that loads a run's record or trains it."""
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rwslib import records
+from rwslib.cpu import single_thread
+from rwslib.experiments import air, gmm, vae
+from rwslib.experiments.air import AIRConfig
+from rwslib.experiments.gmm import GMMConfig
+from rwslib.experiments.vae import VAEConfig
+from rwslib.records import RunRecord
+from rwslib.training import Trainer
+
+__all__ = [
+    "CONFIGS",
+    "AIRConfig",
+    "GMMConfig",
+    "VAEConfig",
+    "configuration",
+    "modules",
+    "run",
+    "stored",
+    "train",
+]
+
+CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
+
+_PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem, "air": air.problem}
+
+
+def configuration(plain: dict[str, Any]) -> GMMConfig | VAEConfig | AIRConfig:
+    """The configuration of a record, from its plain values; the inverse of ``records.plain``."""
+    config = CONFIGS[plain["experiment"]]
+    before = {f.name: f.metadata["before"] for f in fields(config) if "before" in f.metadata}
+    return config(**before | plain)
+
+
+def stored(
+    config: GMMConfig | VAEConfig | AIRConfig,
+    results_dir: str | Path | None = None,
+    fewer_runs: bool = False,
+) -> RunRecord | None:
+    """The record of a run if there is one; never trains.
+
+    Args:
+        fewer_runs: take the record with the most replicates, up to ``config.num_runs``.
+    """
+    counts = range(config.num_runs, 0, -1) if fewer_runs else [config.num_runs]
+    found = (records.find(records.plain(replace(config, num_runs=count)), results_dir) for count in counts)
+    return next(filter(None, found), None)
+
+
+def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
+    """The trained networks of one replicate of a record of ``vae`` or ``air``, computing in float32.
+
+    Raises:
+        FileNotFoundError: the record was published without its weights.
+    """
+    arrays = record.weights()
+    config = configuration(record.config)
+    parts = vae.build() if config.experiment == "vae" else air.build(config)
+    with torch.no_grad():
+        for name, part in parts.items():
+            for key, value in part.named_parameters():
+                value.copy_(torch.as_tensor(arrays[f"{name}.{key}"][replicate]))
+    return parts
+
+
+def run(
+    config: GMMConfig | VAEConfig | AIRConfig,
+    results_dir: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> RunRecord:
+    """The record of a run: the stored one if there is one, else train, store and return it.
+
+    Interrupted, the same call goes on from the last checkpoint and gives the same final numbers, on a
+    GPU up to their last digits.
+
+    Args:
+        config: what to run.
+        results_dir: where a new record goes; None is ``$RWSLIB_RESULTS`` or ``results``.
+        device: where to train, "cpu" or a CUDA device; each has random numbers of its own.
+        progress: show a progress bar; None shows it in a terminal only.
+
+    Raises:
+        ValueError: ``results_dir`` cannot be written, or a record or checkpoint there is damaged.
+    """
+    record = None
+    while record is None:  # the first turn of the loop is enough, unless another process is at it, too
+        record = stored(config, results_dir) or train(config, results_dir, device, progress)
+    return record
+
+
+def train(
+    config: GMMConfig | VAEConfig | AIRConfig,
+    results_dir: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+    wait: bool = True,
+) -> RunRecord | None:
+    """Train a run and store it, unless another process did or, without ``wait``, does: then None.
+
+    For the arguments see ``run``.
+    """
+    store, plain = records.writable(results_dir), records.plain(config)
+    with records.lock(plain, store, wait) as held:
+        if not held or records.find(plain, store):
+            return None
+        return _train(config, plain, store, device, progress)
+
+
+def _train(
+    config: GMMConfig | VAEConfig | AIRConfig,
+    plain: dict[str, Any],
+    store: Path,
+    device: str,
+    progress: bool | None,
+) -> RunRecord:
+    trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs), device)
+    # fields that change nothing before the end: a longer run goes on where a shorter one ended
+    trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}
+    checkpoint = records.folder(trained, store).with_suffix(".checkpoint")
+    curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
+    finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
+    with single_thread(device):
+        finals |= {k: v.cpu().float().numpy() for k, v in trainer.problem.finish(trainer).items()}
+    # distributions are for pictures: half precision keeps the published records small
+    curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
+    weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}
+    provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
+    record = records.save(plain, curves | finals, provenance, store, weights)
+    if not trainer.problem.extensible:
+        checkpoint.unlink(missing_ok=True)
+    return record

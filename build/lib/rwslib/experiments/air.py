@@ -1,0 +1,400 @@
+"""Attend, infer, repeat (paper section 4.1): configuration, training problem, metrics."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rwslib import data
+from rwslib.estimators import normalized_weights, sleep_phi_loss
+from rwslib.evaluation import importance_estimates
+from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.methods import METHODS
+from rwslib.models.air import (
+    CANVAS,
+    MAX_OBJECTS,
+    MIN_SD,
+    GenerativeModel,
+    InferenceNetwork,
+    Latents,
+    boxes,
+    scales_and_shifts,
+)
+from rwslib.noise import Noise
+from rwslib.optimizers import Optimizer, adam, rmsprop
+from rwslib.training import Phase, Problem, Trainer, largest_divisor
+
+AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
+OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
+WARM_UP = {"dream_iterations": 0, "sorted_dreams": False, "warmup_iterations": 2000}  # an earlier recipe
+DREAMS_PER_SCENE = 5  # of the phase of dreams, a scene of the batch
+LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
+CURVE_SCENES = 200
+CURVE_PARTICLES = 10  # of the test curve, the same for every K so that runs compare
+WEIGHTED_PARTICLES = 100  # of the importance-weighted count
+DREAMS = 500  # samples of the model, whose pixels are compared with those of the test scenes
+SHOWN_DREAMS = 7  # of them kept in a record
+
+
+@dataclass(frozen=True)
+class AIRConfig:
+    """One run of AIR; its fields are its identity.
+
+    Attributes:
+        method: a name in ``AIR_METHODS``.
+        num_particles: the number K of particles.
+        dataset: where the scenes' digits come from, "mnist" or "digits".
+        num_iterations: optimiser steps; metrics are logged about 100 times, at most every 100 steps.
+        num_runs: replicates, independent of each other; trained together on a GPU, else one after the other.
+        batch_size: scenes in a step.
+        optimizer: "adam", or "rmsprop" as in the authors' code.
+        learning_rate: at the start; it is divided by 3 at each of ``decay_at``.
+        decay_at: fractions of the run; the paper has (0.2, 0.5).
+        eval_particles: particles of the final log marginal, KL and effective sample size.
+        eval_scenes: test scenes of those (evenly spaced); the counts are judged on all test scenes.
+        seed: of everything random.
+        dream_iterations: steps at the start that train q alone, on dreams of the untrained model in which
+            every count is equally likely.
+        sorted_dreams: hand over the objects of a dream from left to right, then and in ws and wws.
+        warmup_iterations: so long q's presence does not depend on the image and p(n) stays as it is.
+        presence_logit: where q's logit of one more object starts.
+        shift_sd: standard deviation of q's shift logits at the start; 0.06 is the authors'.
+        scale_prior: mean and standard deviation of the prior on the scale logits; q starts at the mean.
+        background: logit of an empty pixel at the start.
+        learn_count: learn p(n), which starts as a geometric distribution with success 0.1.
+        pixel_sd: standard deviation of the normal likelihood of grey pixels, as in Eslami et al. (2016);
+            None is the paper's Bernoulli likelihood of binarised ones.
+        center_weights: subtract 1/K from the wake-phi weights (ww); False if None.
+        delta: weight of the prior in the proposal (dww); 0.2 if None.
+        wake_weight: weight of the wake-phi update (wws); 0.5 if None.
+    """
+
+    method: str
+    num_particles: int
+    dataset: str = "mnist"
+    num_iterations: int = 30_000
+    num_runs: int = 1
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 5e-4
+    decay_at: tuple[float, ...] = (0.7, 0.9)
+    eval_particles: int = 5000
+    eval_scenes: int = 1000
+    seed: int = 1
+    dream_iterations: int = field(default=600, metadata={"before": 0})
+    sorted_dreams: bool = field(default=True, metadata={"before": False})
+    warmup_iterations: int = 0
+    presence_logit: float = 0.5
+    shift_sd: float = 0.5
+    scale_prior: tuple[float, float] = (-0.4, 0.1)
+    background: float = -5.0
+    learn_count: bool = True
+    pixel_sd: float | None = None
+    center_weights: bool | None = None
+    delta: float | None = None
+    wake_weight: float | None = None
+    experiment: str = "air"
+
+    def __post_init__(self):
+        require(self.method in AIR_METHODS, "method", f"one of {list(AIR_METHODS)}", self.method)
+        check_common(self)
+        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require_int("num_iterations", self.num_iterations, 1)
+        require(self.optimizer in list(OPTIMIZERS), "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
+        require(isinstance(self.decay_at, list | tuple), "decay_at", "a list of fractions", self.decay_at)
+        for fraction in self.decay_at:
+            require_number("decay_at", fraction, 0, 1)
+        require_int("eval_particles", self.eval_particles, 1)
+        require_int("eval_scenes", self.eval_scenes, 2)
+        limit = data.NUM_SCENES["test"]
+        require(
+            self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
+        )
+        require_int("dream_iterations", self.dream_iterations, 0)
+        require_int("warmup_iterations", self.warmup_iterations, 0)
+        require(isinstance(self.sorted_dreams, bool), "sorted_dreams", "true or false", self.sorted_dreams)
+        require(
+            self.num_iterations > self.dream_iterations,
+            "num_iterations",
+            f"above the {self.dream_iterations} of dream_iterations",
+            self.num_iterations,
+        )
+        require(
+            not (self.dream_iterations and self.warmup_iterations),
+            "warmup_iterations",
+            "0 where dreams come first",
+            self.warmup_iterations,
+        )
+        require_number("presence_logit", self.presence_logit, -20, 20)
+        require_number("shift_sd", self.shift_sd, MIN_SD, 100)
+        pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
+        require(pair, "scale_prior", "a pair (mean, standard deviation)", self.scale_prior)
+        require_number("scale_prior", self.scale_prior[0], -math.inf)
+        require_number("scale_prior", self.scale_prior[1], 0)
+        require_number("background", self.background, -100, 100)
+        require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
+        if self.pixel_sd is not None:
+            require_number("pixel_sd", self.pixel_sd, 0, 100)
+        options = METHODS[self.method].options
+        for name, default in {"center_weights": False, "delta": 0.2, "wake_weight": 0.5}.items():
+            value = getattr(self, name)
+            if name in options:
+                object.__setattr__(self, name, default if value is None else value)
+            else:
+                require(value is None, name, f"None for method {self.method!r}", value)
+        if self.center_weights is not None:
+            require(
+                isinstance(self.center_weights, bool), "center_weights", "true or false", self.center_weights
+            )
+        for name in ("delta", "wake_weight"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), 0, 1)
+
+
+class Baseline(nn.Module):
+    """NVIL's input-dependent baseline, an MLP on the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(data.CANVAS**2, 128), nn.ELU(), nn.Linear(128, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [B, 2500]`` -> ``[B]`` in nats."""
+        return 100 * self.layers(x).squeeze(1)
+
+
+def build(config: AIRConfig, packed: bool = True) -> dict[str, nn.Module]:
+    """The networks of one replicate."""
+    p = GenerativeModel(
+        learn_count=config.learn_count,
+        scale_prior=config.scale_prior,
+        background=config.background,
+        pixel_sd=config.pixel_sd,
+        packed=packed,
+        in_order=config.sorted_dreams,
+    )
+    q = InferenceNetwork(config.scale_prior[0], config.shift_sd, config.presence_logit, packed=packed)
+    modules = {"p": p, "q": q}
+    return modules | ({"control_variate": Baseline()} if config.method == "nvil" else {})
+
+
+def test_scenes(dataset: str, grey: bool = False) -> tuple[Tensor, data.Scenes]:
+    """The test scenes of the metrics, binarised once and for all or grey ``[N, 2500]``, and the truth."""
+    scenes = data.scenes(dataset, "test")
+    return _pixels(scenes.images.flatten(1), Noise(0, 1), grey), scenes
+
+
+def _pixels(images: Tensor, noise: Noise, grey: bool) -> Tensor:
+    """What network and model see of uint8 images: pixels of 0 and 1, or grey ones between them."""
+    return images / 255 if grey else data.binarize(images, noise)
+
+
+def dream_loss(
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+) -> Tensor:
+    """Sleep phase on dreams of every count, as many per scene whatever K, so that all runs start alike."""
+    z, dreams = p.dream(DREAMS_PER_SCENE * len(x), noise)
+    log_q = q.log_prob(Latents(*(part[None] for part in z)), dreams)
+    return sleep_phi_loss(log_q.view(DREAMS_PER_SCENE, len(x)))
+
+
+def problem(config: AIRConfig, device: str = "cpu") -> Problem:
+    """What the training loop needs to know of a configuration."""
+    train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
+    grey, on_gpu = config.pixel_sd is not None, torch.device(device).type == "cuda"
+    x_train = _pixels(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2), grey).to(device)
+    x_test, truth = test_scenes(config.dataset, grey)
+    x_test, counts = x_test.to(device), truth.counts.to(device)
+    decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
+    options = {
+        name: getattr(config, name)
+        for name in ("center_weights", "delta", "wake_weight")
+        if getattr(config, name) is not None
+    }
+
+    dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
+
+    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+        found = []
+        for index in range(len(trainer.replicates)):
+            p, q = _networks(trainer, index)
+            noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
+            bounds = {
+                name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
+                for name, x, num_particles in (
+                    ("train_bound", x_train, config.num_particles),
+                    ("test_bound", _evenly(x_test, CURVE_SCENES), CURVE_PARTICLES),
+                )
+            }
+            metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
+            with torch.no_grad():
+                z = q.sample(_evenly(x_test, CURVE_SCENES), 1, noise)[0]
+            accuracy = (z.count[0] == _evenly(counts, CURVE_SCENES)).float().mean()
+            metrics |= {"count_accuracy": accuracy, "boxes_inside": share_inside(z)}
+            found.append({**metrics, "count_probs": p.log_count().exp()})
+        return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
+
+    def finish(trainer: Trainer) -> dict[str, Tensor]:
+        found = []
+        for index, replicate in enumerate(trainer.replicates):
+            (p, q), noise = _networks(trainer, index), Noise(config.seed, replicate, 0, 4, device=device)
+            metrics = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
+            found.append(metrics | dream_metrics(p, x_test, config.seed, replicate))
+        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+
+    return Problem(
+        method=METHODS[config.method],
+        build=lambda: build(config, packed=not on_gpu),
+        draw_batch=lambda noise, rows: _pixels(train[rows], noise, grey),
+        evaluate=evaluate,
+        num_particles=config.num_particles,
+        num_iterations=config.num_iterations,
+        log_every=largest_divisor(
+            config.num_iterations, max(LEAST_BETWEEN_LOGS, config.num_iterations // 100)
+        ),
+        learning_rate=lambda iteration: config.learning_rate / 3 ** (iteration >= decays).sum(),
+        seed=config.seed,
+        epoch=(len(train), config.batch_size),
+        optimizer=OPTIMIZERS[config.optimizer],
+        hold=dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
+        if config.warmup_iterations
+        else {},
+        phases=(dreams,) if config.dream_iterations else (),
+        mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
+        options=lambda progress: options,
+        finish=finish,
+    )
+
+
+def _networks(trainer: Trainer, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
+    """The networks of one replicate; evaluation is not compiled, so they may be packed."""
+    parts = trainer.modules(index)
+    parts["p"].packed = parts["q"].packed = True
+    return parts["p"], parts["q"]
+
+
+def q_counts(q: InferenceNetwork, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """The count of one sample of q, and the most frequent one of 20, for every scene; ``[N]`` each."""
+    with torch.no_grad():
+        counts = torch.cat([q.sample(some, 20, noise)[0].count for some in x.split(200)], dim=1)
+    frequency = torch.stack([(counts == n).sum(dim=0) for n in range(MAX_OBJECTS + 1)])
+    return counts[0], frequency.argmax(dim=0)
+
+
+def share_inside(z: Latents) -> Tensor:
+    """Share of the boxes' area that lies on the canvas, a scalar; 1 without any box."""
+    there = torch.arange(MAX_OBJECTS, device=z.count.device) < z.count[..., None]
+    corner, size = boxes(z.where).chunk(2, dim=-1)
+    inside = ((corner + size).clamp_max(data.CANVAS) - corner.clamp_min(0)).prod(dim=-1) * there
+    area = size.prod(dim=-1) * there
+    return torch.where(there.any(), inside.sum() / area.sum().clamp_min(1e-9), 1.0)
+
+
+def weighted_counts(
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+) -> Tensor:
+    """The most probable count by importance weights, for every scene; ``[N]``."""
+    found = []
+    with torch.no_grad():
+        for some in x.split(40):
+            z, log_q = q.sample(some, num_particles, noise)
+            v = normalized_weights(p.log_joint(z, some) - log_q)
+            mass = torch.stack([(v * (z.count == n)).sum(dim=0) for n in range(MAX_OBJECTS + 1)])
+            found.append(mass.argmax(dim=0))
+    return torch.cat(found)
+
+
+def box_overlap(found: Tensor, true: Tensor, counts: Tensor) -> Tensor:
+    """Intersection over union of the found boxes with the true ones, the better of both orders; ``[N]``.
+
+    Args:
+        found: boxes of the first two objects, ``[N, 2, 4]``.
+        true: ``[N, 2, 4]``.
+        counts: digits, ``[N]``.
+
+    Returns:
+        Mean over the true boxes; NaN for an empty scene.
+    """
+
+    def iou(a: Tensor, b: Tensor) -> Tensor:
+        low = torch.maximum(a[..., :2], b[..., :2])
+        high = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+        shared = (high - low).clamp_min(0).prod(dim=-1)
+        union = a[..., 2:].prod(dim=-1) + b[..., 2:].prod(dim=-1) - shared
+        return torch.where(union > 0, shared / union.clamp_min(1e-9), 0)
+
+    orders = torch.stack([iou(found, true), iou(found.flip(1), true)])  # [2, N, 2]
+    return (orders.sum(dim=-1).amax(dim=0) / counts).where(counts > 0, torch.nan)
+
+
+def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Wasserstein-1 distance between the values of all pixels of two sets of images, in units of intensity.
+
+    It does not see where a pixel is: alike images have alike values, but not the other way round.
+    """
+    levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    quantiles = []
+    for images in (a, b):
+        values = images.flatten().sort().values
+        quantiles.append(values[(levels * len(values)).long()])
+    return (quantiles[0] - quantiles[1]).abs().mean()
+
+
+def dream_metrics(p: GenerativeModel, x: Tensor, seed: int, replicate: int) -> dict[str, Tensor]:
+    """A few samples of the model, and how far its samples' pixels are from those of the scenes ``x``."""
+    _, dreams = p.sample(DREAMS, Noise(seed, replicate, 0, 5, device=x.device))
+    return {"dreams": dreams[:SHOWN_DREAMS], "pixel_distance": pixel_distance(dreams, x)}
+
+
+def nominal_boxes(where: Tensor) -> Tensor:
+    """The boxes ``(left, top, width, height)`` that ``box_iou`` compares with the true ones, ``[..., 4]``.
+
+    They take -1 and 1 for the edges of the canvas, where ``crop`` and ``paste`` have the centres of the
+    border pixels (``models.air.boxes``): boxes of digits are up to 0.85 pixels off, and ``box_iou`` comes
+    out some 0.02 too high.  All records have it so, and stay comparable.
+    """
+    scale, shift = scales_and_shifts(where)
+    return torch.cat([CANVAS * (1 - scale + shift) / 2, CANVAS * scale], dim=-1)
+
+
+def final_metrics(
+    p: GenerativeModel,
+    q: InferenceNetwork,
+    x: Tensor,
+    counts: Tensor,
+    true_boxes: Tensor,
+    config: AIRConfig,
+    noise: Noise,
+) -> dict[str, Tensor]:
+    """What a trained replicate is judged by; standard errors are over test scenes."""
+    some = torch.arange(config.eval_scenes, device=x.device) * len(x) // config.eval_scenes
+    estimates = importance_estimates(
+        p, q, x[some], config.eval_particles, noise, rows_at_once=1000 if x.device.type == "cpu" else 50_000
+    )
+    metrics = {}
+    for name, value in estimates.items():
+        metrics[name] = value.mean()
+        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
+        for n in range(3):
+            metrics[f"{name}_{n}_objects"] = value[counts[some] == n].mean()
+    sampled, mode = q_counts(q, x, noise)
+    weighted = weighted_counts(p, q, x[some], WEIGHTED_PARTICLES, noise)
+    with torch.no_grad():
+        z = q.sample(x, 1, noise)[0]
+    found = (
+        nominal_boxes(z.where[0, :, :2]) * (torch.arange(2, device=x.device) < z.count[0, :, None])[..., None]
+    )
+    overlap = box_overlap(found, true_boxes, counts)
+    return {
+        **metrics,
+        "count_accuracy_sample": (sampled == counts).float().mean(),
+        "count_accuracy_mode": (mode == counts).float().mean(),
+        "count_accuracy_weighted": (weighted == counts[some]).float().mean(),
+        "box_iou": overlap.nanmean(),
+    }
+
+
+def _evenly(tensor: Tensor, count: int) -> Tensor:
+    """At most so many entries, evenly spaced."""
+    return tensor[:: max(1, len(tensor) // count)][:count]

@@ -1,0 +1,161 @@
+"""The Gaussian mixture experiment of paper section 4.3: configuration, training problem, metrics."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rwslib.evaluation import exact_kl, exact_log_evidence, gradient_std
+from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.methods import METHODS, RebarControlVariate
+from rwslib.models.gmm import GMM, Baseline, InferenceNetwork, RelaxControlVariate
+from rwslib.noise import Noise
+from rwslib.training import Problem, Trainer, largest_divisor
+
+NUM_TEST_POINTS = 100
+NUM_GRADIENT_SAMPLES = 10
+SUPPORT_THRESHOLD = 1e-3  # a category below this probability counts as given up
+PROBES = (0.0, 95.0, 190.0)  # the observations at which the paper's Figure 5 shows q
+
+
+@dataclass(frozen=True)
+class GMMConfig:
+    """One run of the mixture experiment; its fields are its identity.
+
+    Attributes:
+        method: a name in ``rwslib.methods.METHODS`` that works with categorical latents.
+        num_particles: the number K of particles.
+        num_iterations: optimiser steps; metrics are logged about 100 times.
+        num_runs: replicates, trained together, independent of each other.
+        batch_size: observations drawn from the true model for each step.
+        learning_rate: of Adam.
+        init: start of the mixture weights, "far" (nearly all mass on small z) or "near" (uniform).
+        hidden: hidden layers of the inference network.
+        seed: of everything random.
+        delta: weight of the uniform part of the proposal (dww, dww_wrong_density); 0.2 if None.
+        wake_weight: weight of the wake-phi update (wws); 0.5 if None.
+        temperature: at the first and last iteration, linear between (concrete); (3, 0.5) if None.
+    """
+
+    method: str
+    num_particles: int
+    num_iterations: int = 100_000
+    num_runs: int = 10
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    init: str = "far"
+    hidden: tuple[int, ...] = (16,)
+    seed: int = 1
+    delta: float | None = None
+    wake_weight: float | None = None
+    temperature: tuple[float, float] | None = None
+    experiment: str = "gmm"
+
+    def __post_init__(self):
+        check_common(self)
+        method = METHODS[self.method]
+        discrete = [name for name, row in METHODS.items() if row.latent != "reparameterisable"]
+        require(self.method in discrete, "method", f"one of {discrete} for categorical latents", self.method)
+        require_int("num_iterations", self.num_iterations, 1)
+        require(self.init in ("far", "near"), "init", "'far' or 'near'", self.init)
+        require(isinstance(self.hidden, list | tuple), "hidden", "a list of layer sizes", self.hidden)
+        for size in self.hidden:
+            require_int("hidden", size, 1)
+        for name, default in {"delta": 0.2, "wake_weight": 0.5, "temperature": (3.0, 0.5)}.items():
+            value = getattr(self, name)
+            if name in method.options:
+                object.__setattr__(
+                    self, name, default if value is None else value
+                )  # frozen for everyone else
+            else:
+                require(
+                    value is None, name, f"None for method {self.method!r}, which has no such option", value
+                )
+        if self.delta is not None:
+            require_number("delta", self.delta, 0, 1)
+        if self.wake_weight is not None:
+            require_number("wake_weight", self.wake_weight, 0, 1)
+        if self.temperature is not None:
+            pair = isinstance(self.temperature, list | tuple) and len(self.temperature) == 2
+            require(pair, "temperature", "a pair (first, last)", self.temperature)
+            for value in self.temperature:
+                require_number("temperature", value, 0)
+
+
+def test_points() -> Tensor:
+    """The fixed observations of the metrics, drawn once from the true model; ``[100]``."""
+    return GMM("true").sample(NUM_TEST_POINTS, Noise(0))[1].detach()
+
+
+def problem(config: GMMConfig, device: str = "cpu") -> Problem:
+    """What the training loop needs to know of a configuration."""
+    truth = GMM("true").requires_grad_(False)
+    x_test = test_points()
+    log_prior_true = truth.log_prior()
+    log_posterior_true = _posterior(truth, x_test)
+    truth.to(device)
+
+    def build() -> dict[str, nn.Module]:
+        modules = {"p": GMM(config.init), "q": InferenceNetwork(config.hidden)}
+        variates = {"relax": RelaxControlVariate, "rebar": RebarControlVariate, "nvil": Baseline}
+        if config.method in variates:
+            modules["control_variate"] = variates[config.method]()
+        return modules
+
+    def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
+        return truth.sample(config.batch_size, noise)[1]
+
+    def options(progress: Tensor) -> dict[str, object]:
+        if config.temperature is not None:
+            first, last = config.temperature
+            return {"temperature": first + (last - first) * progress}
+        names = [name for name in ("delta", "wake_weight") if getattr(config, name) is not None]
+        return {name: getattr(config, name) for name in names}
+
+    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+        device = torch.device(trainer.device)
+        x, probes = x_test.to(device), torch.tensor(PROBES, device=device)
+
+        def exact(p: GMM, q: InferenceNetwork) -> dict[str, Tensor]:
+            log_prior, log_joint, log_q = p.log_prior(), _joint(p, x), q.log_probs(x)
+            log_evidence = exact_log_evidence(log_joint)
+            log_posterior = log_joint - log_evidence[:, None]
+            q_error = (log_q.exp() - log_posterior_true.to(device).exp()).norm(dim=-1)
+            return {
+                "prior_l2": (log_prior.exp() - log_prior_true.to(device).exp()).norm(),
+                "posterior_l2": q_error.mean(),
+                "support_size": (log_prior.exp() > SUPPORT_THRESHOLD).sum(),
+                "log_evidence": log_evidence.mean(),
+                "kl_q_p": exact_kl(log_q, log_posterior).mean(),
+                "kl_p_q": exact_kl(log_posterior, log_q).mean(),
+                "prior_probs": log_prior.exp(),
+                "probe_probs": q.log_probs(probes).exp(),
+            }
+
+        metrics = trainer.map_modules(exact)
+        gradients = trainer.phi_gradients(x, NUM_GRADIENT_SAMPLES)
+        return {**metrics, "phi_gradient_std": gradient_std(gradients)}
+
+    return Problem(
+        method=METHODS[config.method],
+        build=build,
+        draw_batch=draw_batch,
+        evaluate=evaluate,
+        num_particles=config.num_particles,
+        num_iterations=config.num_iterations,
+        log_every=largest_divisor(config.num_iterations, max(1, config.num_iterations // 100)),
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        options=options,
+    )
+
+
+def _joint(p: GMM, x: Tensor) -> Tensor:
+    """``log p(z, x)`` of every category, ``[B, C]``."""
+    z = torch.arange(len(p.theta), device=x.device)[:, None].expand(-1, len(x))
+    return p.log_joint(z, x).T
+
+
+def _posterior(p: GMM, x: Tensor) -> Tensor:
+    """``log p(z | x)`` of every category, ``[B, C]``."""
+    return torch.log_softmax(_joint(p, x), dim=-1)

@@ -1,0 +1,195 @@
+"""The continuous latent variable model of paper section 4.2: configuration, training problem, metrics."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rwslib import data
+from rwslib.cpu import can_compile
+from rwslib.evaluation import active_units, importance_estimates
+from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.methods import METHODS
+from rwslib.models.vae import GenerativeModel, InferenceNetwork
+from rwslib.noise import Noise
+from rwslib.optimizers import Optimizer, adam
+from rwslib.training import COMPILE_FROM, Problem, Trainer
+
+VAE_METHODS = ("iwae", "vae", "ww", "ws", "wws", "dreg", "rws_dreg", "stl", "reinforce", "vimco", "tvo")
+PAPER_STAGES = 8
+CURVE_IMAGES = 500
+CURVE_PARTICLES = 64  # of the test curve, the same for every K so that runs compare
+GPU_ROWS = 200_000  # data times particles in one piece of an evaluation there
+RECORDED_IMAGES = 100  # test images whose own log marginals are recorded, for checking weights later
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """One run of the continuous model; its fields are its identity.
+
+    Attributes:
+        method: a name in ``VAE_METHODS``.
+        num_particles: the number K of particles.
+        dataset: "mnist" or "digits", see ``rwslib.data``.
+        num_stages: stage i = 0, 1, ... has 3**i epochs; the paper's 8 stages are 3 280 epochs.
+        num_runs: replicates, trained together, independent of each other.
+        batch_size: images in a step.
+        learning_rate: of Adam in the first stage; falls to a tenth over 8 stages, by equal factors rounded
+            as in Burda et al.
+        eval_particles: particles of the final log marginal, KL and effective sample size.
+        precision: of the matrix products in training, "float32" or "bfloat16"; evaluation is in float32.
+        seed: of everything random.
+        wake_weight: weight of the wake-phi update (wws); 0.5 if None.
+    """
+
+    method: str
+    num_particles: int
+    dataset: str = "mnist"
+    num_stages: int = 5
+    num_runs: int = 2
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    eval_particles: int = 5000
+    precision: str = "float32"
+    seed: int = 1
+    wake_weight: float | None = None
+    experiment: str = "vae"
+
+    def __post_init__(self):
+        require(self.method in VAE_METHODS, "method", f"one of {list(VAE_METHODS)}", self.method)
+        check_common(self)
+        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require_int("num_stages", self.num_stages, 1)
+        require(self.num_stages <= PAPER_STAGES, "num_stages", f"at most {PAPER_STAGES}", self.num_stages)
+        require_int("eval_particles", self.eval_particles, 1)
+        require(
+            self.precision in ("float32", "bfloat16"),
+            "precision",
+            "'float32' or 'bfloat16'",
+            self.precision,
+        )
+        if self.method == "wws":
+            object.__setattr__(self, "wake_weight", 0.5 if self.wake_weight is None else self.wake_weight)
+            require_number("wake_weight", self.wake_weight, 0, 1)
+        else:
+            require(
+                self.wake_weight is None, "wake_weight", f"None for method {self.method!r}", self.wake_weight
+            )
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes through the training data in all stages together."""
+        return epochs_after(self.num_stages)
+
+
+def epochs_after(num_stages: int) -> int:
+    """Epochs of the first stages together: stage i = 0, 1, ... has ``3**i`` (Burda et al. 2016)."""
+    return (3**num_stages - 1) // 2
+
+
+def stage_rates(learning_rate: float) -> list[float]:
+    """Learning rates of the 8 stages: ``round(10**(1 - i/7), 1)`` tenths of the first (Burda et al. 2016)."""
+    factors = [10 ** (1 - i / (PAPER_STAGES - 1)) for i in range(PAPER_STAGES)]
+    return [learning_rate / 10 * round(factor, 1) for factor in factors]
+
+
+def build(pixel_mean: Tensor | None = None, matmul_dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
+    """The two networks of one replicate."""
+    p = GenerativeModel(pixel_mean, matmul_dtype=matmul_dtype)
+    return {"p": p, "q": InferenceNetwork(matmul_dtype=matmul_dtype)}
+
+
+def test_images(dataset: str) -> Tensor:
+    """The test images of the metrics, binarised once and for all; ``[N, 784]``."""
+    return data.binarize(data.load(dataset).test.flatten(1), Noise(0, 1))
+
+
+def problem(config: VAEConfig, device: str = "cpu") -> Problem:
+    """What the training loop needs to know of a configuration."""
+    train = data.load(config.dataset).train.flatten(1).to(device)
+    x_test = test_images(config.dataset).to(device)
+    x_train = data.binarize(_evenly(train, CURVE_IMAGES).cpu(), Noise(0, 2)).to(device)
+    pixel_mean = train.double().mean(dim=0).float().cpu() / 255
+    dtype = getattr(torch, config.precision)
+    steps_per_epoch = max(1, len(train) // config.batch_size)
+    stages = torch.arange(PAPER_STAGES, device=device)
+    on_gpu = torch.device(device).type == "cuda"
+    pieces = {"images_at_once": CURVE_IMAGES, "rows_at_once": GPU_ROWS} if on_gpu else {}
+    ends = [epochs_after(stage) * steps_per_epoch for stage in range(1, PAPER_STAGES)]
+    stage_ends = torch.tensor(ends, device=device)
+    rates = torch.tensor(stage_rates(config.learning_rate), device=device)
+
+    def learning_rate(iteration: Tensor) -> Tensor:
+        stage = (iteration >= stage_ends).sum()
+        return torch.where(stage == stages, rates, 0).sum()  # rates[stage], as torch.compile takes it
+
+    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+        def bound(x: Tensor, num_particles: int, index: int) -> Tensor:
+            noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
+            parts = trainer.modules(index)
+            estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise, **pieces)
+            return estimates["log_marginal"].mean()
+
+        replicates = range(len(trainer.replicates))
+        test = _evenly(x_test, CURVE_IMAGES)
+        return {
+            "train_bound": torch.stack([bound(x_train, config.num_particles, i) for i in replicates]),
+            "test_bound": torch.stack([bound(test, CURVE_PARTICLES, i) for i in replicates]),
+        }
+
+    def finish(trainer: Trainer) -> dict[str, Tensor]:
+        found = []
+        for index, replicate in enumerate(trainer.replicates):
+            noise = Noise(config.seed, replicate, 0, 4, device=device)
+            parts = build()
+            for name, module in trainer.modules(index).items():
+                parts[name].to(device).load_state_dict(module.state_dict())
+            found.append(final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise))
+        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+
+    return Problem(
+        method=METHODS[config.method],
+        build=lambda: build(pixel_mean, dtype),
+        draw_batch=lambda noise, rows: data.binarize(train[rows], noise),
+        evaluate=evaluate,
+        num_particles=config.num_particles,
+        num_iterations=config.num_epochs * steps_per_epoch,
+        log_every=steps_per_epoch,
+        learning_rate=learning_rate,
+        seed=config.seed,
+        epoch=(len(train), config.batch_size),
+        optimizer=Optimizer(partial(adam, eps=1e-4)),
+        options=lambda progress: {} if config.wake_weight is None else {"wake_weight": config.wake_weight},
+        finish=finish,
+        extensible=("num_stages", "eval_particles"),
+    )
+
+
+def final_metrics(
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+) -> dict[str, Tensor]:
+    """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate."""
+    compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu" and can_compile()
+    rows_at_once = 4000 if x.device.type == "cpu" else GPU_ROWS
+    estimates = importance_estimates(
+        p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
+    )
+    metrics = {}
+    for name, value in estimates.items():
+        metrics[name] = value.mean()
+        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
+    with torch.no_grad():
+        means = q.moments(x)[0]
+    return {
+        **metrics,
+        "log_marginal_first": estimates["log_marginal"][:RECORDED_IMAGES],
+        "active_units": active_units(means),
+        "unit_variance": means.var(dim=0, correction=0),
+    }
+
+
+def _evenly(images: Tensor, count: int) -> Tensor:
+    """At most so many images, evenly spaced."""
+    return images[:: max(1, len(images) // count)][:count]

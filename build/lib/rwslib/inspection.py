@@ -1,0 +1,153 @@
+"""Look at the stores: what was run, whether it is whole, and its final values as a table."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rwslib import records
+from rwslib.records import RunRecord
+
+HEADLINES = {  # the final values that tell most
+    "gmm": ("prior_l2", "posterior_l2"),
+    "vae": ("log_marginal", "kl_q_p"),
+    "air": ("log_marginal", "count_accuracy"),
+}
+PROVENANCE = ("commit", "date", "device", "format", "hardware", "seconds", "versions")
+_COLUMNS = "{:16}  {:10}  {:18}  {:>4}  {:>4}  {:>17}  {:10}  {:>9}  {}"
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """A configuration in a few words."""
+    return f"{config['experiment']} {config['method']} K={config['num_particles']}"
+
+
+def finals(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The final values of a record, ``[R]`` each."""
+    last = {name.removesuffix("_final"): value for name, value in metrics.items() if value.ndim == 1}
+    return {name: value for name, value in last.items() if name != "iteration"}
+
+
+def stores(results_dir: Path | None = None) -> list[Path]:
+    """The published store and the one that is written."""
+    return [records.published_dir(), Path(results_dir or records.default_results_dir())]
+
+
+def folders(results_dir: Path | None = None) -> Iterator[Path]:
+    """Every folder of both stores that is or should be a record."""
+    for store in stores(results_dir):
+        yield from sorted(path for path in store.glob(f"[!.]*/{'[0-9a-f]' * 16}") if path.is_dir())
+
+
+def find(key: str, results_dir: Path | None = None) -> RunRecord:
+    """The record whose key begins so.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    known = [path for path in folders(results_dir) if path.name.startswith(key)]
+    if len({path.name for path in known}) != 1:
+        problem = "several begin so" if known else "no record has it"
+        raise ValueError(f"key must name a stored record, got {key!r} ({problem}); see python -m rwslib list")
+    return records.load(known[0])
+
+
+def table(results_dir: Path | None = None) -> Iterator[str]:
+    """Lines that say what both stores hold."""
+    yield _COLUMNS.format(
+        "key", "experiment", "method", "K", "runs", "iterations", "date", "seconds", "medians, settings"
+    )
+    headlines = {name for names in HEADLINES.values() for name in names}
+    wanted = headlines | {f"{name}_final" for name in headlines} | {"iteration"}
+    for path in folders(results_dir):
+        try:
+            yield _line(records.load(path, wanted))
+        except (ValueError, KeyError) as error:
+            yield f"{path.name:16}  {error}"
+    for path in sorted(stores(results_dir)[1].glob("[!.]*/*.checkpoint")):
+        if line := _unfinished(path):
+            yield line
+
+
+def _line(record: RunRecord) -> str:
+    config, values = record.config, finals(record.metrics)
+    done = int(record.metrics["iteration"][-1])
+    shown = [f"{name} {np.median(values[name]):.4g}" for name in HEADLINES[config["experiment"]]]
+    settings = ("dataset", "num_stages", "init", "hidden", "delta")
+    shown += [f"{name} {config[name]}" for name in settings if config.get(name) is not None]
+    return _COLUMNS.format(
+        record.key,
+        config["experiment"],
+        config["method"],
+        config["num_particles"],
+        config["num_runs"],
+        f"{done}/{config.get('num_iterations', done)}",
+        record.provenance["date"][:10],
+        record.provenance["seconds"],
+        ", ".join(shown),
+    )
+
+
+def _unfinished(path: Path) -> str | None:
+    """The line of a run that was begun and has no record yet."""
+    try:
+        with safe_open(path, "numpy") as file:
+            state = file.metadata()
+        done, asked = int(state["iteration"]), state.get("asked", "?")
+        if str(done) == asked:  # kept for a longer run to go on from
+            return None
+        cells = ("begun", "", "", f"{done}/{asked}", "", f"{float(state['seconds']):.1f}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        return f"{path.stem:16}  checkpoint {path} is damaged ({error}); delete it to start this run again"
+    return _COLUMNS.format(path.stem, path.parent.name, *cells, "no record yet").rstrip()
+
+
+def verify(results_dir: Path | None = None) -> tuple[int, list[str]]:
+    """Number of records in both stores, and one line for each fault of theirs."""
+    faults, number = [], 0
+    for path in folders(results_dir):
+        number += 1
+        faults += [f"{path}: {fault}" for fault in _faults(path)]
+    return number, faults
+
+
+def _faults(path: Path) -> Iterator[str]:
+    try:
+        record = records.load(path)
+    except ValueError as error:
+        yield str(error)
+        return
+    for name, value in record.metrics.items():
+        if not np.isfinite(value).all():
+            yield f"metric {name} has values that are not finite"
+    for name in PROVENANCE:
+        if name not in record.provenance:
+            yield f"provenance has no {name}"
+    if (path / "weights.safetensors").exists():
+        try:
+            for name, value in record.weights().items():
+                if not np.isfinite(value).all():
+                    yield f"parameter {name} has values that are not finite"
+        except (OSError, SafetensorError) as error:
+            yield f"weights.safetensors is damaged ({error})"
+
+
+def export(file: TextIO, results_dir: Path | None = None) -> None:
+    """Write one row for each replicate: key, configuration, replicate, date, seconds, final values."""
+    rows, columns = [], {}
+    for path in folders(results_dir):
+        record = records.load(path)
+        values = finals(record.metrics)
+        about = {name: record.provenance[name] for name in ("date", "device", "seconds")}
+        plain = {k: json.dumps(v) if isinstance(v, list) else v for k, v in record.config.items()}
+        for replicate in range(record.config["num_runs"]):
+            last = {name: f"{value[replicate]:.6g}" for name, value in values.items()}
+            rows.append({"key": record.key, **plain, "replicate": replicate, **about, **last})
+            columns |= dict.fromkeys(rows[-1])
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)

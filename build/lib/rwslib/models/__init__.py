@@ -1,0 +1,1 @@
+"""One file a model: a generative model p and an inference network q."""

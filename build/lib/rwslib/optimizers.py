@@ -1,0 +1,70 @@
+"""Optimisers as pure functions, so that steps of many replicates can be mapped and compiled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+def adam(
+    params: Tensors,
+    grads: Tensors,
+    moments: tuple[Tensors, Tensors],
+    step: Tensor,
+    learning_rate: float | Tensor,
+    eps: float = 1e-8,
+) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+    """One step of Adam with default betas (Kingma & Ba 2015), as ``torch.optim.Adam`` but without state.
+
+    Args:
+        step: number of this step, from 1, as a float64 scalar tensor.
+    """
+    (m, v), beta1, beta2 = moments, 0.9, 0.999
+    m = {name: beta1 * m[name] + (1 - beta1) * g for name, g in grads.items()}
+    v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in grads.items()}
+    rate = learning_rate / (1 - beta1**step)
+    root = (1 - beta2**step).sqrt()
+
+    def update(name: str) -> Tensor:
+        value = params[name]
+        return value - rate.to(value.dtype) * m[name] / (v[name].sqrt() / root.to(value.dtype) + eps)
+
+    return {name: update(name) for name in params}, (m, v)
+
+
+def rmsprop(
+    params: Tensors,
+    grads: Tensors,
+    moments: tuple[Tensors, Tensors],
+    step: Tensor,
+    learning_rate: float | Tensor,
+) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+    """One step of RMSProp with momentum 0.9 as TensorFlow 1 defines it, which the authors' AIR code uses.
+
+    Unlike ``torch.optim.RMSprop``: decay 0.9, 1e-10 inside the root, the learning rate inside the
+    momentum; its mean square starts at one.
+    """
+    mean_square, momentum = moments
+    mean_square = {name: 0.9 * mean_square[name] + 0.1 * g * g for name, g in grads.items()}
+    rate = torch.as_tensor(learning_rate).float()
+    momentum = {
+        name: 0.9 * momentum[name] + rate * g / (mean_square[name] + 1e-10).sqrt()
+        for name, g in grads.items()
+    }
+    return {name: value - momentum[name] for name, value in params.items()}, (mean_square, momentum)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser as a pure function.
+
+    Attributes:
+        update: ``(params, grads, moments, step, learning_rate) -> (params, moments)``.
+        start: what its two moments start from.
+    """
+
+    update: Callable[..., tuple[Tensors, tuple[Tensors, Tensors]]]
+    start: tuple[float, float] = (0.0, 0.0)

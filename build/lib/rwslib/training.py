@@ -1,0 +1,525 @@
+"""One training loop for all experiments: replicates trained together, checkpointed, resumable.
+
+The model code is written for one run.  Here the parameters of R replicates are stacked, the
+gradient of the method's loss is mapped over them, and several optimiser steps are compiled into one
+program.  Each replicate reads its own random numbers, a function of (seed, replicate, iteration)
+alone, so a replicate does not depend on its neighbours, and a resumed run repeats the same numbers.
+"""
+
+import copy
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from tqdm import tqdm
+
+from rwslib.cpu import can_compile, single_thread
+from rwslib.cuda import Captured, graph_length
+from rwslib.methods import Method
+from rwslib.noise import Noise, Tape, seed_for
+from rwslib.optimizers import Optimizer, Tensors, adam
+
+NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
+UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
+GPU_BLOCK = 125  # optimiser steps that a GPU takes in one go; a change changes its runs' numbers, and so
+GPU_NOISE = 2**28  # does one of the random numbers that they may take, a gigabyte a replicate
+COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
+CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  # changes no numbers
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps before the method's own, which train some of the modules by a loss of their own.
+
+    Attributes:
+        iterations: length of the phase; the method's own steps follow the last phase.
+        loss: ``(p, q, x, num_particles, noise) -> [B]``, as a method without options.
+        trains: names of the modules that move ("p", "q"); the others stay.  Every phase starts the
+            optimiser afresh, since gradients of another loss have another size.
+    """
+
+    iterations: int
+    loss: Callable[..., Tensor]
+    trains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the loop must know of an experiment.
+
+    Attributes:
+        method: row of ``rwslib.methods.METHODS``.
+        build: makes the modules of one replicate, ``{"p": ..., "q": ...}`` and, where the method
+            has one, ``"control_variate"``; initialised from PyTorch's global generator.
+        draw_batch: one batch ``x [B, ...]`` from a noise source and ``rows [B]``, the data's turn in
+            this epoch (empty where ``epoch`` is None).
+        evaluate: metrics of one replicate at an iteration, from its modules' log-densities; see
+            ``experiments/gmm.py``.  Called as ``evaluate(trainer, iteration)``; every value leads with R.
+        learning_rate: a number, or a function of the iteration, a float64 scalar tensor from 0.
+        epoch: number of data and batch size: each epoch goes through all data in a fresh order, whole
+            batches only.  None where batches are drawn from a true model.
+        optimizer: the rule of the steps, Adam by default.
+        hold: parameters, by the start of their name ("q.presence"), that stay as they are for so many
+            iterations.
+        phases: other losses at the start of training; not together with ``hold``.
+        mapped: map the gradient over the replicates with ``vmap`` and compile it; False takes one
+            replicate after the other, for models whose shapes depend on their samples.
+        options: keyword arguments of the method, given the progress in [0, 1).
+        finish: final metrics that are too expensive for the curves, called as ``finish(trainer)``.
+        extensible: fields of the configuration that change nothing before the end of training, so that
+            a longer run may start from a shorter one's checkpoint; none if training depends on its length.
+    """
+
+    method: Method
+    build: Callable[[], dict[str, nn.Module]]
+    draw_batch: Callable[[Noise, Tensor], Tensor]
+    evaluate: Callable[["Trainer", int], Tensors]
+    num_particles: int
+    num_iterations: int
+    log_every: int
+    learning_rate: float | Callable[[Tensor], Tensor]
+    seed: int
+    epoch: tuple[int, int] | None = None
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(adam))
+    hold: dict[str, int] = field(default_factory=dict)
+    phases: tuple[Phase, ...] = ()
+    mapped: bool = True
+    options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
+    finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
+    extensible: tuple[str, ...] = ()
+
+
+class _Objective(nn.Module):
+    """The mean surrogate loss of a method as one module, so that its parameters can be swapped."""
+
+    def __init__(self, problem: Problem):
+        super().__init__()
+        self.problem, self.parts = problem, nn.ModuleDict(problem.build())
+
+    def forward(self, x: Tensor, noise: Noise, progress: Tensor, phase: Phase | None = None) -> Tensor:
+        problem, extra = self.problem, {}
+        if phase is not None:
+            p, q = self.parts["p"], self.parts["q"]
+            return phase.loss(p, q, x, problem.num_particles, noise).mean()
+        if problem.method.control_variate:
+            extra["control_variate"] = self.parts["control_variate"]
+        p, q = self.parts["p"], self.parts["q"]
+        options = problem.options(progress)
+        return problem.method.function(p, q, x, problem.num_particles, noise, **extra, **options).mean()
+
+
+class _Apply(nn.Module):
+    """A function of some modules as one module."""
+
+    def __init__(self, modules: nn.ModuleDict, function: Callable[..., Tensors]):
+        super().__init__()
+        self.modules_, self.function = modules, function
+
+    def forward(self) -> Tensors:
+        return self.function(self.modules_["p"], self.modules_["q"])
+
+
+def _one_by_one(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+    """As ``vmap``, one replicate after the other."""
+
+    def over_replicates(params: Tensors, *tensors: Tensor) -> Tensors:
+        results = [
+            function({name: value[i] for name, value in params.items()}, *(t[i] for t in tensors))
+            for i in range(len(tensors[0]))
+        ]
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+    return over_replicates
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is not above a limit (at least 1)."""
+    return next(d for d in range(max(1, min(number, at_most)), 0, -1) if number % d == 0)
+
+
+class Trainer:
+    """R replicates of one problem, their parameters stacked along the first axis.
+
+    Args:
+        problem: what to train.
+        replicates: indices of the replicates, usually ``range(num_runs)``; replicate i draws the
+            same numbers whichever others are trained beside it.
+        device: any PyTorch device.
+        compiled: compile the step; None decides by the number of iterations.
+    """
+
+    def __init__(
+        self, problem: Problem, replicates: Sequence[int], device: str = "cpu", compiled: bool | None = None
+    ):
+        self.problem, self.replicates, self.device = problem, list(replicates), device
+        self.iteration, self.seconds, self.curves, self._orders = 0, 0.0, {}, (None, None)
+        if problem.epoch is not None and problem.epoch[1] > problem.epoch[0]:
+            raise ValueError(
+                f"batch_size must be at most the {problem.epoch[0]} data, got {problem.epoch[1]}"
+            )
+        if not problem.mapped and problem.method.control_variate == "variance":
+            raise ValueError(
+                f"mapped must be True for method {problem.method.title}, whose control variate is trained "
+                "through the gradient, got False"
+            )
+        starts = []
+        for replicate in self.replicates:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed_for(problem.seed, replicate))
+                self.objective = _Objective(problem).to(device)
+            starts.append({name: value.detach() for name, value in self.objective.named_parameters()})
+        self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+        if problem.hold and problem.phases:
+            raise ValueError(f"hold must be empty where there are phases, got {problem.hold}")
+        self._held = {
+            name: max(
+                (end for start, end in problem.hold.items() if name.startswith(f"parts.{start}")), default=0
+            )
+            for name in self.params
+        }
+        if compiled is None:
+            compiled = problem.num_iterations >= COMPILE_FROM
+        if compiled and not can_compile(device):
+            missing = (
+                "no compiler, Python headers or Triton"
+                if torch.device(device).type == "cuda"
+                else "no C++ compiler or Python headers"
+            )
+            warnings.warn(f"{missing} found: training uncompiled, slower", stacklevel=2)
+            compiled = False
+        self.compiled = compiled
+        if compiled:
+            torch.compiler.reset()  # else many runs in one process reach dynamo's recompile limit
+        self._enter()
+
+    def _enter(self) -> None:
+        """Make ready for the phase that the iteration lies in."""
+        problem, ends = self.problem, list(accumulate(phase.iterations for phase in self.problem.phases))
+        index = sum(end <= self.iteration for end in ends)
+        self._phase_start = ends[index - 1] if index else 0
+        self.phase = problem.phases[index] if index < len(ends) else None
+        self._phase_end = ends[index] if self.phase else None
+        self._free = [n for n in self.params if self.phase is None or n.split(".")[1] in self.phase.trains]
+        if self.iteration == self._phase_start:
+            self.moments = tuple(
+                {name: torch.full_like(value, start) for name, value in self.params.items()}
+                for start in problem.optimizer.start
+            )
+        self.numbers = self._count_numbers(None)
+        per_iteration = max(1, sum(self.numbers.values()))
+        on_gpu = torch.device(self.device).type == "cuda"
+        at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // per_iteration)
+        if on_gpu:
+            self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
+        else:
+            self.block = largest_divisor(problem.log_every, at_most)
+        self.unroll = 1 if on_gpu else largest_divisor(self.block, UNROLL)
+        compiled = self.compiled
+        self._advance_together, self._update = self._advance, problem.optimizer.update
+        self._advance_block = self._advance_piecewise
+        if compiled and problem.mapped:
+            self._advance_together = torch.compile(self._advance, fullgraph=True)
+            if on_gpu:
+                self._advance_block = Captured(self._advance_piecewise)
+        elif compiled:
+            self._update = torch.compile(self._update, fullgraph=True)
+
+    def _count_numbers(self, x: Tensor | None) -> dict[str, int]:
+        """How many random numbers one loss takes, those of a training batch included."""
+        counter = Noise(0, device=self.device)
+        batch = self.problem.draw_batch(counter, self._rows(1)[0, 0])
+        self.objective(batch if x is None else x, counter, self._progress(0), self.phase)
+        return counter.used
+
+    def _progress(self, iteration: int) -> Tensor:
+        return torch.tensor(iteration / self.problem.num_iterations, device=self.device)
+
+    # -- gradients ---------------------------------------------------------------------------------
+
+    def loss(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
+        """The batch-mean surrogate loss of one replicate."""
+        return functional_call(self.objective, params, (x, noise, progress, self.phase))
+
+    def gradients(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensors:
+        """Gradient of one replicate's free parameters, those of the control variate included."""
+        frozen = {name: value for name, value in params.items() if name not in self._free}
+        if not self.problem.mapped:  # plain autograd: several times less overhead than torch.func.grad
+            with torch.enable_grad():
+                leaves = {name: params[name].detach().requires_grad_() for name in self._free}
+                grads = torch.autograd.grad(
+                    self.loss({**frozen, **leaves}, x, noise, progress),
+                    leaves.values(),
+                    materialize_grads=True,
+                )
+            return dict(zip(leaves, grads, strict=True))
+        if frozen:
+            free = {name: params[name] for name in self._free}
+            return grad(lambda free: self.loss({**frozen, **free}, x, noise, progress))(free)
+        if self.problem.method.control_variate != "variance" or self.phase is not None:
+            return grad(self.loss)(params, x, noise, progress)
+        own = {name: value for name, value in params.items() if "control_variate" in name}
+        model = {name: value for name, value in params.items() if name not in own}
+
+        def variance(own):
+            # E[g]^2 does not depend on the control variate, so E[g^2] is the variance plus a constant
+            grads = grad(lambda model: self.loss({**model, **own}, x, noise, progress))(model)
+            phi = torch.cat([g.flatten() for name, g in grads.items() if name.startswith("parts.q.")])
+            return phi.square().mean(), grads
+
+        own_grads, grads = grad(variance, has_aux=True)(own)
+        return {**grads, **own_grads}
+
+    def map_modules(self, function: Callable[..., Tensors]) -> Tensors:
+        """Apply a function of the modules (p, q, ...) to every replicate; each result leads with R."""
+
+        def one(params: Tensors) -> Tensors:
+            return functional_call(_Apply(self.objective.parts, function), params, ())
+
+        with torch.no_grad():
+            return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
+
+    def modules(self, index: int) -> nn.ModuleDict:
+        """A copy of the modules with the current parameters of the replicate at this index."""
+        parts = copy.deepcopy(self.objective.parts)
+        with torch.no_grad():
+            for name, value in parts.named_parameters():
+                value.copy_(self.params[f"parts.{name}"][index])
+        return parts
+
+    def phi_gradients(self, x: Tensor, num_samples: int) -> Tensor:
+        """Fresh estimates of phi's gradient at the current parameters, ``[R, num_samples, D_phi]``."""
+        names = [name for name in self.params if name.startswith("parts.q.")]
+        progress = self._progress(self.iteration)
+
+        def phi_gradient(params: Tensors, uniform: Tensor, normal: Tensor) -> Tensor:
+            phi = {name: params[name] for name in names}
+            rest = {name: value for name, value in params.items() if name not in phi}
+            tape = Tape(uniform, normal)
+            grads = grad(lambda phi: self.loss({**rest, **phi}, x, tape, progress))(phi)
+            return torch.cat([grads[name].flatten() for name in names])
+
+        tapes = self._tapes(num_samples, self._count_numbers(x), purpose=1)
+        return vmap(vmap(phi_gradient, (None, 0, 0)), (0, 0, 0))(self.params, *tapes)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _tapes(self, count: int, numbers: dict[str, int], purpose: int = 0) -> tuple[Tensor, Tensor]:
+        """Random numbers of ``count`` iterations: uniform ``[R, count, n]`` and normal ``[R, count, m]``."""
+        tapes = []
+        for replicate in self.replicates:
+            noise = Noise(self.problem.seed, replicate, self.iteration, purpose, device=self.device)
+            tapes.append((noise.uniform(count, numbers["uniform"]), noise.normal(count, numbers["normal"])))
+        uniform, normal = zip(*tapes, strict=True)
+        return torch.stack(uniform), torch.stack(normal)
+
+    def _rows(self, count: int) -> Tensor:
+        """Rows of the data for the next ``count`` iterations, ``[R, count, B]``."""
+        if self.problem.epoch is None:
+            return torch.empty(len(self.replicates), count, 0, dtype=torch.int64, device=self.device)
+        num_rows, batch_size = self.problem.epoch
+        rows = []
+        for iteration in range(self.iteration, self.iteration + count):
+            epoch, turn = divmod(iteration, num_rows // batch_size)
+            if self._orders[0] != epoch:
+                orders = [
+                    Noise(self.problem.seed, r, epoch, 2, device=self.device).permutation(num_rows)
+                    for r in self.replicates
+                ]
+                self._orders = (epoch, torch.stack(orders))
+            rows.append(self._orders[1][:, turn * batch_size : (turn + 1) * batch_size])
+        return torch.stack(rows, dim=1)
+
+    def _advance(
+        self,
+        params: Tensors,
+        moments: tuple[Tensors, Tensors],
+        iteration: Tensor,
+        uniform: Tensor,
+        normal: Tensor,
+        rows: Tensor,
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """As many optimiser steps as the tapes hold, ``uniform [R, steps, n]``."""
+        problem = self.problem
+        for step in range(uniform.shape[1]):
+            progress = ((iteration + step) / problem.num_iterations).float()
+
+            def replicate_gradients(params, uniform, normal, rows, progress=progress):
+                tape = Tape(uniform, normal)
+                return self.gradients(params, problem.draw_batch(tape, rows), tape, progress)
+
+            over_replicates = vmap if problem.mapped else _one_by_one
+            grads = over_replicates(replicate_gradients)(
+                params, uniform[:, step], normal[:, step], rows[:, step]
+            )
+            rate = problem.learning_rate
+            rate = rate(iteration + step) if callable(rate) else rate
+            params, moments = self._step(params, grads, moments, iteration + step, rate)
+        return params, moments
+
+    def _step(
+        self,
+        params: Tensors,
+        grads: Tensors,
+        moments: tuple[Tensors, Tensors],
+        iteration: Tensor,
+        learning_rate: float | Tensor,
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """One optimiser step; frozen parameters stay, those on hold start when they are free."""
+        if not self.problem.hold and self.phase is None:
+            return self._update(params, grads, moments, iteration + 1 - self._phase_start, learning_rate)
+        stepped = tuple(
+            {name: value for name, value in part.items() if name not in grads} for part in (params, *moments)
+        )
+        for end in sorted({self._held[name] for name in grads}):
+            names = [name for name in grads if self._held[name] == end]
+            before = [{name: part[name] for name in names} for part in (params, *moments)]
+            own_grads = {name: grads[name] for name in names}
+            own_step = (iteration + 1 - self._phase_start - end).clamp_min(1)
+            value, moved = self._update(before[0], own_grads, tuple(before[1:]), own_step, learning_rate)
+            for result, old, new in zip(stepped, before, (value, *moved), strict=True):
+                result |= {
+                    name: torch.where(iteration >= end, new[name], old[name]) if end else new[name]
+                    for name in names
+                }
+        return stepped[0], stepped[1:]
+
+    def train_block(self) -> None:
+        """Train ``block`` iterations, or those left before the next log or phase, without logging."""
+        if self.iteration == self._phase_end:
+            self._enter()
+        count = min(self.block, self.problem.log_every - self.iteration % self.problem.log_every)
+        if self._phase_end is not None:
+            count = min(count, self._phase_end - self.iteration)
+        tapes, rows = self._tapes(count, self.numbers), self._rows(count)
+        iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
+        advance = self._advance_block if count == self.block else self._advance_piecewise
+        with torch.no_grad():
+            self.params, self.moments = advance(self.params, self.moments, iteration, *tapes, rows)
+        self.iteration += count
+
+    def _advance_piecewise(
+        self, params: Tensors, moments: tuple[Tensors, Tensors], iteration: Tensor, *tensors: Tensor
+    ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
+        """As ``_advance``, ``unroll`` steps at a time."""
+        for start in range(0, tensors[0].shape[1], self.unroll):
+            pieces = [tensor[:, start : start + self.unroll] for tensor in tensors]
+            params, moments = self._advance_together(params, moments, iteration + start, *pieces)
+        return params, moments
+
+    def log(self) -> None:
+        """Append the metrics of the current parameters to the curves."""
+        metrics = self.problem.evaluate(self, self.iteration)
+        if not all(torch.isfinite(value).all() for value in self.params.values()):
+            raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
+        for name, value in {"iteration": torch.tensor(self.iteration), **metrics}.items():
+            self.curves.setdefault(name, []).append(value.detach().cpu().float().numpy())
+
+    def train(self, checkpoint: Path | None = None, progress: bool = False) -> dict[str, np.ndarray]:
+        """Train to the end, resuming from the checkpoint if there is one.
+
+        Args:
+            checkpoint: file to write now and then, and to resume from.
+            progress: show a progress bar with the time left on standard error.
+
+        Returns:
+            Curves ``[R, T, ...]`` by metric name, and ``iteration [T]``.
+        """
+        resumed = checkpoint is not None and checkpoint.exists() and self.load(checkpoint)
+        if checkpoint is not None and checkpoint.exists() and not resumed:
+            checkpoint = None  # it belongs to a longer run and stays as it is
+        begun = saved = time.monotonic()
+        with (
+            single_thread(self.device),
+            tqdm(
+                total=self.problem.num_iterations,
+                initial=self.iteration,
+                disable=not progress,
+                unit="it",
+                desc=self.problem.method.title,
+                file=sys.stderr,
+                leave=False,
+            ) as bar,
+        ):
+            if not resumed:
+                self.log()
+            while self.iteration < self.problem.num_iterations:
+                self.train_block()
+                bar.update(self.iteration - bar.n)
+                if self.iteration % self.problem.log_every == 0:
+                    self.log()
+                    now = time.monotonic()
+                    if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
+                        self.save(checkpoint, self.seconds + now - begun)
+                        saved = now
+        self.seconds += time.monotonic() - begun
+        if checkpoint is not None:
+            self.save(checkpoint, self.seconds)  # what follows may take minutes
+        return {
+            name: np.stack(values, axis=0 if name == "iteration" else 1)
+            for name, values in self.curves.items()
+        }
+
+    # -- checkpoints -------------------------------------------------------------------------------
+
+    def save(self, path: Path, seconds: float) -> None:
+        """Write the whole state atomically (safetensors; nothing is pickled)."""
+        state = {f"params/{name}": value for name, value in self.params.items()}
+        for i, moment in enumerate(self.moments):
+            state |= {f"moment{i}/{name}": value for name, value in moment.items()}
+        for name, values in self.curves.items():
+            state[f"curve/{name}"] = torch.from_numpy(np.stack(values))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        metadata = {"iteration": self.iteration, "asked": self.problem.num_iterations, "seconds": seconds}
+        try:
+            save_file(
+                {name: value.contiguous().cpu() for name, value in state.items()},
+                temporary,
+                metadata={name: str(value) for name, value in metadata.items()},
+            )
+            temporary.replace(path)
+        except SafetensorError as error:  # a full disk, mostly
+            raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path) -> bool:
+        """Read the state back; False, and nothing is changed, if it lies beyond this problem's end.
+
+        Raises:
+            ValueError: the file is not a whole checkpoint of this problem.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                # cloned: from an unaligned address matrix products round otherwise
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata()
+            iteration, seconds = int(metadata["iteration"]), float(metadata["seconds"])
+            if iteration > self.problem.num_iterations:
+                return False
+            self.params = {name: state[f"params/{name}"] for name in self.params}
+            self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self.params} for i in range(2))
+            self.curves = {
+                name.removeprefix("curve/"): list(value.cpu().numpy())
+                for name, value in state.items()
+                if name.startswith("curve/")
+            }
+            self.iteration, self.seconds = iteration, seconds
+            self._enter()
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {path} is damaged ({error}); delete it to start this run again"
+            ) from error
+        return True
