@@ -18,8 +18,8 @@ def data_command(arguments: argparse.Namespace) -> None:
     if arguments.action == "fetch":
         data.fetch()
     states = data.status()
-    for file, state in states.items():
-        print(f"{data.folder() / 'mnist' / file}: ok" if state == "ok" else state)
+    for place, state in states.items():
+        print(f"{place}: ok" if state == "ok" else state)
     if set(states.values()) != {"ok"}:
         raise SystemExit(1)
 

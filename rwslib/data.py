@@ -1,16 +1,19 @@
 """Data sets: MNIST by checksum, the digits that come with scikit-learn, and binarisation.
 
 MNIST is read from ``$RWSLIB_DATA/mnist`` or, without that variable, from the user's cache folder,
-where ``fetch`` puts it.  Nothing falls back silently: a run says which data set it uses.
+where ``fetch`` puts it; files that other libraries left there are found, too.  Nothing falls back
+silently: a run says which data set it uses.
 """
 
 import gzip
 import hashlib
+import itertools
 import os
 import sys
 import tempfile
 import urllib.request
 import zlib
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
@@ -23,7 +26,7 @@ from tqdm import tqdm
 
 from rwslib.noise import Noise
 
-DATASETS = ("mnist", "digits")
+SIDE = 28  # of an image of a digit
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -35,9 +38,11 @@ CHECKSUMS = {  # SHA-256 of the uncompressed files
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+LAYOUTS = ("mnist", "MNIST/raw", "MNIST", "mnist/MNIST/raw", "")  # folders; the second is torchvision's
 TIMEOUT_SECONDS = 20.0
 CANVAS = 50  # side of a multi-digit scene
 NUM_SCENES = {"train": 60_000, "test": 10_000}
+MOST_PLACINGS = 1000  # of a pair of digits; even where one in fifty fits, that is enough
 
 
 class DataError(OSError):
@@ -59,26 +64,78 @@ def folder() -> Path:
     return Path(os.environ.get("RWSLIB_DATA") or Path(cache) / "rwslib")
 
 
-def load(name: str) -> Digits:
-    """A data set by its name.
+class DataSet(NamedTuple):
+    """A row of ``DATASETS``.
 
-    Args:
-        name: "mnist" (60 000 + 10 000 images) or "digits" (scikit-learn's 1 797 real handwritten
-            digits of 8x8 pixels, enlarged to 20x20 and framed to 28x28 as MNIST's are; every sixth
-            is test data).
+    Attributes:
+        load: its images and labels.
+        title: what tables and figures call it.
+    """
+
+    load: Callable[[], Digits]
+    title: str
+
+
+def load(name: str) -> Digits:
+    """A data set by its name in ``DATASETS``.
 
     Raises:
-        ValueError: no such data set.
+        ValueError: no such data set, or its row does not give what ``Digits`` says.
         DataError: MNIST is not there, or not what its checksums say.
     """
-    if name == "digits":
-        return _embedded_digits()
-    if name == "mnist":
-        return Digits(*(torch.from_numpy(_idx(_read(file))) for file in CHECKSUMS))
-    raise ValueError(f"dataset must be one of {list(DATASETS)}, got {name!r}")
+    if name not in list(DATASETS):
+        raise ValueError(f"dataset must be one of {list(DATASETS)}, got {name!r}")
+    digits = DATASETS[name].load()
+    if not isinstance(digits, Digits):
+        raise ValueError(f"dataset {name!r} must be Digits, got {described(digits)}")
+    for split in ("train", "test"):
+        images, labels = getattr(digits, split), getattr(digits, f"{split}_labels")
+        check_images(f"dataset {name!r}: {split}", images)
+        whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+        if not (whole and labels.shape == images.shape[:1]):
+            raise ValueError(
+                f"dataset {name!r}: {split}_labels must be a tensor of whole numbers [{len(images)}], "
+                f"one per image, got {described(labels)}"
+            )
+    return digits
+
+
+def described(value: object) -> str:
+    """What a tensor or array is, in words: its type, shape and range."""
+    if not isinstance(value, Tensor | np.ndarray):
+        return type(value).__name__
+    kind = f"{'an array' if isinstance(value, np.ndarray) else 'a tensor'} of "
+    kind += f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    try:
+        return f"{kind} from {float(value.min()):g} to {float(value.max()):g}"
+    except (RuntimeError, TypeError, ValueError):  # it is empty, or inside vmap no value can be read
+        return kind
+
+
+def check_images(name: str, images: Tensor) -> None:
+    """Refuse what is not grey images of digits.
+
+    Raises:
+        ValueError: they are not uint8 ``[N, 28, 28]`` from 0 to 255, or no more than 0 and 1.
+    """
+    fits = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:] == (SIDE, SIDE)
+    if not (fits and images.numel() and images.max() > 1):
+        raise ValueError(
+            f"{name} must be a tensor of uint8 [N, {SIDE}, {SIDE}] from 0 (background) to 255 (ink), "
+            f"got {described(images)}"
+        )
+
+
+def _mnist() -> Digits:
+    """60 000 + 10 000 images (LeCun et al. 1998)."""
+    return Digits(*(torch.from_numpy(_idx(_read(file)[1])) for file in CHECKSUMS))
 
 
 def _embedded_digits() -> Digits:
+    """1 797 real handwritten digits of 8x8 pixels, enlarged to 20x20 and framed to 28x28 as MNIST's are.
+
+    Every sixth is test data.
+    """
     from sklearn.datasets import load_digits  # a second of imports that only this needs
 
     images, labels = load_digits(return_X_y=True)
@@ -94,25 +151,55 @@ def _embedded_digits() -> Digits:
     return Digits(grey[~is_test], labels[~is_test], grey[is_test], labels[is_test])
 
 
-def _read(file: str) -> bytes:
-    """The uncompressed bytes of one file of MNIST, checked."""
-    for path in (folder() / "mnist" / file, folder() / "mnist" / f"{file}.gz"):
+DATASETS = {  # one row per data set, read by configurations, notebooks and pages
+    "mnist": DataSet(_mnist, "MNIST"),
+    "digits": DataSet(_embedded_digits, "embedded digits"),
+}
+
+
+def _places(file: str) -> Iterator[Path]:
+    """Where a file of MNIST may be, as this and other libraries and its archives leave it."""
+    names = (file, file.replace("-idx", ".idx"))
+    for layout, name in itertools.product(LAYOUTS, names):
+        for place in (folder() / layout / name, folder() / layout / name / name):
+            yield from (place, place.with_name(f"{name}.gz"))
+
+
+def _find(file: str) -> tuple[Path, bytes] | None:
+    """Where a file of MNIST is, and its uncompressed bytes, checked; None if it is nowhere."""
+    for path in _places(file):
         try:
-            if not path.exists():
-                continue
             content = path.read_bytes()
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} cannot be read ({error}); delete it and fetch MNIST again") from error
-        if hashlib.sha256(content).hexdigest() != CHECKSUMS[file]:
-            raise DataError(
-                f"{path} is not the MNIST file it should be (wrong SHA-256); delete it and fetch MNIST again"
-            )
-        return content
-    raise DataError(
-        f"MNIST's {file} is not in {folder() / 'mnist'}: run `python -m rwslib data fetch mnist`, "
-        "or set RWSLIB_DATA to the folder that holds mnist/, or use dataset 'digits'"
-    )
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            continue
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from error
+        return path, _checked(file, path, content)
+    return None
+
+
+def _checked(file: str, path: Path, content: bytes) -> bytes:
+    """The uncompressed bytes of a file of MNIST."""
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}); move it away and fetch MNIST again") from error
+    if hashlib.sha256(content).hexdigest() != CHECKSUMS[file]:
+        raise DataError(
+            f"{path} is not the MNIST file it should be (wrong SHA-256); move it away and fetch MNIST again"
+        )
+    return content
+
+
+def _read(file: str) -> tuple[Path, bytes]:
+    """As ``_find``; what is nowhere is an error."""
+    found = _find(file)
+    if found is None:
+        raise DataError(
+            f"MNIST's {file} is not in {folder() / 'mnist'}: run `python -m rwslib data fetch mnist`, "
+            "or set RWSLIB_DATA to the folder that holds mnist/, or use dataset 'digits'"
+        )
+    return found
 
 
 def _idx(content: bytes) -> np.ndarray:
@@ -123,23 +210,26 @@ def _idx(content: bytes) -> np.ndarray:
 
 
 def status() -> dict[str, str]:
-    """For each file of MNIST: "ok", or what is wrong with it."""
-    found = {}
+    """ "ok" by the path of each whole file of MNIST, and what is wrong by the name of the others."""
+    states = {}
     for file in CHECKSUMS:
         try:
-            _read(file)
-            found[file] = "ok"
+            states[str(_read(file)[0])] = "ok"
         except DataError as error:
-            found[file] = str(error)
-    return found
+            states[file] = str(error)
+    return states
 
 
 def fetch() -> None:
     """Download what is missing of MNIST; each file appears whole and checked, or not at all.
 
     Raises:
-        DataError: no mirror gives the right file, or the folder cannot be written.
+        DataError: no mirror gives the right file, a file that is there is wrong, or the folder cannot be
+            written.
     """
+    missing = [file for file in CHECKSUMS if _find(file) is None]
+    if not missing:
+        return
     target = folder() / "mnist"
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -149,10 +239,8 @@ def fetch() -> None:
         raise DataError(
             f"{target} cannot be written ({error.strerror}); set RWSLIB_DATA to another folder"
         ) from error
-    for file in CHECKSUMS:
-        if not any((target / name).exists() for name in (file, f"{file}.gz")):
-            _download(file, target)
-        _read(file)
+    for file in missing:
+        _download(file, target)
 
 
 def _download(file: str, target: Path) -> None:
@@ -216,7 +304,6 @@ class Scenes(NamedTuple):
     digits: Tensor
 
 
-@lru_cache(maxsize=4)
 def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scenes:
     """Multi-digit scenes (Eslami et al. 2016; paper section 4.1), the same on every machine.
 
@@ -227,39 +314,67 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
         name: data set that the digits come from.
         split: "train" or "test".
         num: how many, at least 1; None is 60 000 for training and 10 000 for testing.
+        seed: a whole number from 0.
+
+    Raises:
+        ValueError: an argument is none of these, or the digits do not fit: images without ink, or pairs that
+            hardly ever fit side by side.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     num = NUM_SCENES[split] if num is None else num
-    if not isinstance(num, int) or isinstance(num, bool) or num < 1:
-        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
-    source = getattr(load(name), split).numpy()
+    for argument, value, least in (("num", num, 1), ("seed", seed, 0)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{argument} must be a whole number of at least {least}, got {value!r}")
+    made = _scenes(name, split, int(num), int(seed))
+    return Scenes(*(part.clone() for part in made))  # whoever writes into his own changes nobody else's
+
+
+@lru_cache(maxsize=4)
+def _scenes(name: str, split: str, num: int, seed: int) -> Scenes:
+    images = getattr(load(name), split)
+    check_images(f"dataset {name!r}: {split}", images)
+    source = images.numpy()
     generator = np.random.Generator(np.random.PCG64([seed, split == "test"]))
     rows, columns = (source > 0).any(axis=2), (source > 0).any(axis=1)
+    if not rows.any(axis=1).all():
+        raise ValueError(
+            f"dataset {name!r}: scenes need ink, pixels above 0, in every image, "
+            f"got {(~rows.any(axis=1)).sum()} {split} images without"
+        )
     top, left = rows.argmax(axis=1), columns.argmax(axis=1)
     sizes = np.stack(
-        [28 - columns[:, ::-1].argmax(axis=1) - left, 28 - rows[:, ::-1].argmax(axis=1) - top], 1
+        [SIDE - columns[:, ::-1].argmax(axis=1) - left, SIDE - rows[:, ::-1].argmax(axis=1) - top], 1
     )
     counts = generator.integers(3, size=num)
     digits = generator.integers(len(source), size=(num, 2))
     corners = np.zeros((num, 2, 2), dtype=np.int64)
     again = np.arange(num)
-    while len(again):  # both digits and places anew: nearly all of MNIST's pairs fit somewhere
+    for _ in range(MOST_PLACINGS):  # both digits and places anew: nearly all of MNIST's pairs fit somewhere
         digits[again] = generator.integers(len(source), size=(len(again), 2))
         free = CANVAS - sizes[digits[again]] + 1
         corners[again] = (generator.random((len(again), 2, 2)) * free).astype(np.int64)
         (a, b), (wide_a, wide_b) = corners[again].swapaxes(0, 1), sizes[digits[again]].swapaxes(0, 1)
         apart = ((a + wide_a <= b) | (b + wide_b <= a)).any(axis=1) & (digits[again, 0] != digits[again, 1])
         again = again[(counts[again] == 2) & ~apart]
-    images = np.zeros((num, CANVAS, CANVAS), dtype=np.uint8)
+        if not len(again):
+            break
+    else:
+        width, height = np.median(sizes, axis=0)
+        raise ValueError(
+            f"dataset {name!r}: scenes need different images that fit side by side on {CANVAS} x {CANVAS} "
+            f"pixels, got {len(source)} {split} images whose boxes of ink (pixels above 0) are mostly "
+            f"{width:g} x {height:g}"
+        )
+    scenes = np.zeros((num, CANVAS, CANVAS), dtype=np.uint8)
     for scene, count in enumerate(counts):
         for digit, (x, y) in zip(digits[scene, :count], corners[scene], strict=False):
             wide, high = sizes[digit]
             ink = source[digit, top[digit] : top[digit] + high, left[digit] : left[digit] + wide]
-            images[scene, y : y + high, x : x + wide] = ink
+            scenes[scene, y : y + high, x : x + wide] = ink
     there = np.arange(2) < counts[:, None]
     boxes = np.concatenate([corners, sizes[digits]], axis=2) * there[..., None]
-    parts = (images, counts, boxes, np.where(there, digits, -1))
+    parts = (scenes, counts, boxes, np.where(there, digits, -1))
     return Scenes(*(torch.from_numpy(part) for part in parts))
 
 
@@ -272,5 +387,10 @@ def binarize(images: Tensor, noise: Noise) -> Tensor:
 
     Returns:
         float32 of 0 and 1, the same shape.  Done afresh at every presentation, as in Burda et al. (2016).
+
+    Raises:
+        ValueError: the images are of another type, such as floats in [0, 1].
     """
+    if not (isinstance(images, Tensor) and images.dtype == torch.uint8):
+        raise ValueError(f"images must be a tensor of uint8 from 0 to 255, got {described(images)}")
     return (noise.uniform(*images.shape) < images / 255).float()

@@ -3,6 +3,10 @@
 Models and methods ask a noise source for uniform and normal numbers instead of calling a global
 generator.  That makes every run a function of its seed, and lets one compiled program train many
 replicates, each reading its own tape.
+
+A stream is named by a path of whole numbers.  Those of a run are (seed, replicate, step, purpose), where
+the purpose is one of the constants below.  No run has seed 0, so a path that begins with 0 is free for
+what all runs share, such as test data: it never meets a training stream.
 """
 
 import math
@@ -10,6 +14,21 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+TRAINING, GRADIENTS, ORDER, CURVES, FINALS, SAMPLES = range(6)  # purposes; a change changes runs' numbers
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not a run's own.
+
+    Raises:
+        ValueError: it is not a whole number from 1 to 2**32 - 1.
+    """
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not (whole and 1 <= seed < 2**32):
+        raise ValueError(
+            f"seed must be a whole number from 1 to 2**32 - 1 (0 draws what all runs share), got {seed!r}"
+        )
 
 
 def _sequence(path: tuple[int, ...]) -> np.random.SeedSequence:
@@ -20,9 +39,9 @@ def _sequence(path: tuple[int, ...]) -> np.random.SeedSequence:
 
 
 def seed_for(*path: int) -> int:
-    """A 63-bit seed for a path of integers such as (seed, replicate, iteration).
+    """A 63-bit seed for a path of integers such as (seed, replicate).
 
-    Paths that differ only by zeros at the end have the same seed: compare paths of one length.
+    Paths of up to four numbers are filled with zeros to four: (seed,) and (seed, 0, 0) are the same.
     """
     return int(_sequence(path).generate_state(1, np.uint64)[0]) >> 1
 
@@ -35,7 +54,7 @@ class Noise:
 
     Args:
         *path: whole numbers below 2**32, for example ``(seed, replicate)``; none seeds from the system.
-            Zeros at the end do not count.
+            Up to four are filled with zeros to four: (seed,) is (seed, 0, 0, 0), a training stream.
         device: where the numbers go.
     """
 

@@ -2,8 +2,10 @@
 
 The model code is written for one run.  Here the parameters of R replicates are stacked, the
 gradient of the method's loss is mapped over them, and several optimiser steps are compiled into one
-program.  Each replicate reads its own random numbers, a function of (seed, replicate, iteration)
-alone, so a replicate does not depend on its neighbours, and a resumed run repeats the same numbers.
+program.  Each replicate reads its own random numbers, drawn for a block of steps at once: they depend on
+the seed, the replicate, and where the block begins and ends.  So a replicate does not depend on its
+neighbours, and a resumed run repeats the same numbers; but where the steps between two logs or the numbers
+that a step takes are others, so are the blocks and all numbers.
 """
 
 import copy
@@ -28,7 +30,7 @@ from tqdm import tqdm
 from rwslib.cpu import can_compile, single_thread
 from rwslib.cuda import Captured, graph_length
 from rwslib.methods import Method
-from rwslib.noise import Noise, Tape, seed_for
+from rwslib.noise import GRADIENTS, ORDER, TRAINING, Noise, Tape, check_seed, seed_for
 from rwslib.optimizers import Optimizer, Tensors, adam
 
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
@@ -163,6 +165,7 @@ class Trainer:
     def __init__(
         self, problem: Problem, replicates: Sequence[int], device: str = "cpu", compiled: bool | None = None
     ):
+        check_seed(problem.seed)
         self.problem, self.replicates, self.device = problem, list(replicates), device
         self.iteration, self.seconds, self.curves, self._orders = 0, 0.0, {}, (None, None)
         if problem.epoch is not None and problem.epoch[1] > problem.epoch[0]:
@@ -310,12 +313,12 @@ class Trainer:
             grads = grad(lambda phi: self.loss({**rest, **phi}, x, tape, progress))(phi)
             return torch.cat([grads[name].flatten() for name in names])
 
-        tapes = self._tapes(num_samples, self._count_numbers(x), purpose=1)
+        tapes = self._tapes(num_samples, self._count_numbers(x), GRADIENTS)
         return vmap(vmap(phi_gradient, (None, 0, 0)), (0, 0, 0))(self.params, *tapes)
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _tapes(self, count: int, numbers: dict[str, int], purpose: int = 0) -> tuple[Tensor, Tensor]:
+    def _tapes(self, count: int, numbers: dict[str, int], purpose: int = TRAINING) -> tuple[Tensor, Tensor]:
         """Random numbers of ``count`` iterations: uniform ``[R, count, n]`` and normal ``[R, count, m]``."""
         tapes = []
         for replicate in self.replicates:
@@ -334,7 +337,7 @@ class Trainer:
             epoch, turn = divmod(iteration, num_rows // batch_size)
             if self._orders[0] != epoch:
                 orders = [
-                    Noise(self.problem.seed, r, epoch, 2, device=self.device).permutation(num_rows)
+                    Noise(self.problem.seed, r, epoch, ORDER, device=self.device).permutation(num_rows)
                     for r in self.replicates
                 ]
                 self._orders = (epoch, torch.stack(orders))

@@ -70,8 +70,8 @@ def few_data():
             (vae, "CURVE_IMAGES", 20),
         ]:
             stack.enter_context(mock.patch.object(module, name, value))
-        data.scenes.cache_clear()
-        stack.callback(data.scenes.cache_clear)
+        data._scenes.cache_clear()
+        stack.callback(data._scenes.cache_clear)
         yield
 
 

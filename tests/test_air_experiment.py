@@ -36,9 +36,9 @@ def alone_and_quick(monkeypatch, tmp_path):
     monkeypatch.setattr(air, "CURVE_SCENES", 6)
     monkeypatch.setattr(air, "CURVE_PARTICLES", 3)
     monkeypatch.setattr(air, "WEIGHTED_PARTICLES", 5)
-    data.scenes.cache_clear()
+    data._scenes.cache_clear()
     yield
-    data.scenes.cache_clear()
+    data._scenes.cache_clear()
 
 
 # -- configurations ------------------------------------------------------------------------------------
@@ -82,8 +82,9 @@ BAD = [
     ({"eval_scenes": 0}, "eval_scenes must be a whole number of at least 2, got 0"),
     ({"eval_scenes": NUM_TEST + 1}, f"eval_scenes must be at most the {NUM_TEST} test scenes, got 31"),
     ({"eval_scenes": 10.0}, "eval_scenes"),
+    ({"seed": 0}, "seed must be a whole number from 1 to .*, got 0"),
     ({"seed": -1}, "seed"),
-    ({"seed": 2**32}, "seed must be below"),
+    ({"seed": 2**32}, "seed must be a whole number from 1 to"),
     ({"dream_iterations": -1}, "dream_iterations must be a whole number of at least 0, got -1"),
     ({"num_iterations": 600}, "num_iterations must be above the 600 of dream_iterations, got 600"),
     (

@@ -80,7 +80,7 @@ def assert_loads(found):
 def test_packed_files_are_read(target):
     put(target)
     assert_loads(data.load("mnist"))
-    assert data.status() == dict.fromkeys(FILES, "ok")
+    assert data.status() == {str(target / f"{file}.gz"): "ok" for file in FILES}
 
 
 def test_unpacked_files_are_read(target):
@@ -108,12 +108,12 @@ def test_a_missing_file_is_refused_with_what_to_do(target, missing):
 
 DAMAGES = {
     "wrong checksum": (OTHER, "wrong SHA-256"),
-    "truncated": (PACKED[FILES[2]][:-20], "cannot be read"),
-    "without its trailer": (PACKED[FILES[2]][:-8], "cannot be read"),
+    "truncated": (PACKED[FILES[2]][:-20], "cannot be unpacked"),
+    "without its trailer": (PACKED[FILES[2]][:-8], "cannot be unpacked"),
     "empty": (b"", "wrong SHA-256"),
-    "not packed": (CONTENTS[FILES[2]], "cannot be read"),
-    "a page of HTML": (b"<html>Not found</html>", "cannot be read"),
-    "flipped bits": (PACKED[FILES[2]][:50] + b"\xff" * 20 + PACKED[FILES[2]][70:], "cannot be read"),
+    "not packed": (CONTENTS[FILES[2]], "cannot be unpacked"),
+    "a page of HTML": (b"<html>Not found</html>", "cannot be unpacked"),
+    "flipped bits": (PACKED[FILES[2]][:50] + b"\xff" * 20 + PACKED[FILES[2]][70:], "cannot be unpacked"),
 }
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused_with_its_path(target, damage):
     found = refusal(data.load, "mnist")
     assert message in found
     assert str(target / f"{FILES[2]}.gz") in found
-    assert "delete it" in found
+    assert "move it away" in found
     assert [file for file, word in data.status().items() if word != "ok"] == [FILES[2]]
 
 
@@ -141,8 +141,13 @@ def test_a_folder_that_may_not_be_read_is_refused(target, monkeypatch):
     def forbidden(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "exists", forbidden)
-    assert "Permission denied" in refusal(data.load, "mnist")
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    for call in (data.load, "mnist"), (data.fetch,):
+        message = refusal(*call)
+        assert "Permission denied" in message
+        assert "away" not in message  # what could not be read may be whole
+    assert set(data.status()) == set(FILES)
+    assert all("Permission denied" in state for state in data.status().values())
 
 
 def test_an_unknown_data_set_is_refused_with_those_known():

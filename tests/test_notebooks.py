@@ -135,29 +135,6 @@ def test_changed_parameters_train_live_and_show_just_that(empty_stores):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "parameters", "shows"),
-    [
-        ("03_vae", {"num_stages": 1, "eval_particles": 10, "precision": "float32"}, "1 epoch"),
-        (
-            "04_air",
-            {"num_iterations": 10, "eval_particles": 4, "eval_scenes": 20, "batch_size": 8},
-            "10 iter",
-        ),
-    ],
-)
-def test_the_other_experiments_train_live_too(empty_stores, name, parameters, shows):
-    common = {"dataset": "digits", "methods": ["ww"], "num_particles": [2], "num_runs": 1}
-    shown = rerun(empty_stores, name, **common, **parameters)
-    (config,) = empty_stores.glob("results/*/*/config.json")
-    assert (
-        json.loads(config.read_text()).items() >= ({"method": "ww", "dataset": "digits"} | parameters).items()
-    )
-    assert shows in shown
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_the_own_model_trains_at_other_parameters(empty_stores):
     sizes = {"num_latents": [2, 3], "num_iterations": 5, "num_runs": 1, "eval_particles": 4}
     shown = rerun(empty_stores, "05_your_own_model", methods=["wws", "tvo"], num_particles=[3], **sizes)

@@ -160,7 +160,7 @@ def test_a_seed_gives_the_same_bytes_on_every_machine(split, seed):
 
 def test_a_seed_gives_the_same_bytes_again_when_nothing_is_remembered():
     first = checksum(made("train", 200))
-    data.scenes.cache_clear()
+    data._scenes.cache_clear()
     assert checksum(made("train", 200)) == first
 
 

@@ -9,6 +9,7 @@ from claims_reasons import REASONS
 from markup import minus, table
 
 from rwslib.claims import VERDICTS, export, general_claims, listed, side, sum_up
+from rwslib.data import DATASETS
 from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
@@ -85,7 +86,8 @@ def scale(entries: list[Entry]) -> str:
     lengths = {c.get("num_iterations") or epochs_after(c["num_stages"]) for c in configs}
     share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
-    data = {"mnist": ", MNIST", "digits": ", embedded digits"}.get(configs[0].get("dataset"), "")
+    dataset = configs[0].get("dataset")
+    data = f", {DATASETS[dataset].title}" if dataset else ""
     return (
         f"{numbers(lengths)} {unit}{share}{data}; {numbers(replicates)} "
         f"replicate{'s' * (replicates != {1})}; K = {numbers({c['num_particles'] for c in configs})}"

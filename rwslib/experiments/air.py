@@ -21,7 +21,7 @@ from rwslib.models.air import (
     boxes,
     scales_and_shifts,
 )
-from rwslib.noise import Noise
+from rwslib.noise import CURVES, FINALS, SAMPLES, Noise
 from rwslib.optimizers import Optimizer, adam, rmsprop
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
 
@@ -53,7 +53,7 @@ class AIRConfig:
         decay_at: fractions of the run; the paper has (0.2, 0.5).
         eval_particles: particles of the final log marginal, KL and effective sample size.
         eval_scenes: test scenes of those (evenly spaced); the counts are judged on all test scenes.
-        seed: of everything random.
+        seed: of everything random, at least 1.
         dream_iterations: steps at the start that train q alone, on dreams of the untrained model in which
             every count is equally likely.
         sorted_dreams: hand over the objects of a dream from left to right, then and in ws and wws.
@@ -99,7 +99,7 @@ class AIRConfig:
     def __post_init__(self):
         require(self.method in AIR_METHODS, "method", f"one of {list(AIR_METHODS)}", self.method)
         check_common(self)
-        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         require_int("num_iterations", self.num_iterations, 1)
         require(self.optimizer in list(OPTIMIZERS), "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
         require(isinstance(self.decay_at, list | tuple), "decay_at", "a list of fractions", self.decay_at)
@@ -219,7 +219,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         found = []
         for index in range(len(trainer.replicates)):
             p, q = _networks(trainer, index)
-            noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
+            noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
             bounds = {
                 name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
                 for name, x, num_particles in (
@@ -238,7 +238,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     def finish(trainer: Trainer) -> dict[str, Tensor]:
         found = []
         for index, replicate in enumerate(trainer.replicates):
-            (p, q), noise = _networks(trainer, index), Noise(config.seed, replicate, 0, 4, device=device)
+            (p, q), noise = _networks(trainer, index), Noise(config.seed, replicate, 0, FINALS, device=device)
             metrics = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
             found.append(metrics | dream_metrics(p, x_test, config.seed, replicate))
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
@@ -343,7 +343,7 @@ def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def dream_metrics(p: GenerativeModel, x: Tensor, seed: int, replicate: int) -> dict[str, Tensor]:
     """A few samples of the model, and how far its samples' pixels are from those of the scenes ``x``."""
-    _, dreams = p.sample(DREAMS, Noise(seed, replicate, 0, 5, device=x.device))
+    _, dreams = p.sample(DREAMS, Noise(seed, replicate, 0, SAMPLES, device=x.device))
     return {"dreams": dreams[:SHOWN_DREAMS], "pixel_distance": pixel_distance(dreams, x)}
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from rwslib.methods import METHODS
+from rwslib.noise import check_seed
 
 
 def require(condition: bool, name: str, allowed: str, value: Any) -> None:
@@ -93,8 +94,7 @@ def check_common(config: Any) -> None:
     )
     method = METHODS[config.method]
     require_int("num_runs", config.num_runs, 1)
-    require_int("seed", config.seed, 0)
-    require(config.seed < 2**32, "seed", "below 2**32", config.seed)
+    check_seed(config.seed)
     require_int("batch_size", config.batch_size, 1)
     require_number("learning_rate", config.learning_rate, 0)
     require_int("num_particles", config.num_particles, 1)

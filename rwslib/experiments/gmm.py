@@ -31,7 +31,7 @@ class GMMConfig:
         learning_rate: of Adam.
         init: start of the mixture weights, "far" (nearly all mass on small z) or "near" (uniform).
         hidden: hidden layers of the inference network.
-        seed: of everything random.
+        seed: of everything random, at least 1.
         delta: weight of the uniform part of the proposal (dww, dww_wrong_density); 0.2 if None.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
         temperature: at the first and last iteration, linear between (concrete, concrete_2018);

@@ -26,7 +26,7 @@ class OwnModelConfig:
         batch_size: images in a step.
         learning_rate: of Adam.
         eval_particles: particles of the log evidence and of the divergence.
-        seed: of everything random.
+        seed: of everything random, at least 1.
     """
 
     method: str
@@ -44,7 +44,7 @@ class OwnModelConfig:
         allowed = f"one of {list(OWN_MODEL_METHODS)}"
         require(self.method in OWN_MODEL_METHODS, "method", allowed, self.method)
         check_common(self)
-        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         two = isinstance(self.num_latents, list) and len(self.num_latents) == 2
         require(two, "num_latents", "a list of two whole numbers", self.num_latents)
         for size in self.num_latents:

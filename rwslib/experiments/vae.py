@@ -13,7 +13,7 @@ from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
-from rwslib.noise import Noise
+from rwslib.noise import CURVES, FINALS, Noise
 from rwslib.optimizers import Optimizer, adam
 from rwslib.training import COMPILE_FROM, Problem, Trainer
 
@@ -40,7 +40,7 @@ class VAEConfig:
             as in Burda et al.
         eval_particles: particles of the final log marginal, KL and effective sample size.
         precision: of the matrix products in training, "float32" or "bfloat16"; evaluation is in float32.
-        seed: of everything random.
+        seed: of everything random, at least 1.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
     """
 
@@ -60,7 +60,7 @@ class VAEConfig:
     def __post_init__(self):
         require(self.method in VAE_METHODS, "method", f"one of {list(VAE_METHODS)}", self.method)
         check_common(self)
-        require(self.dataset in data.DATASETS, "dataset", f"one of {list(data.DATASETS)}", self.dataset)
+        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         require_int("num_stages", self.num_stages, 1)
         require(self.num_stages <= PAPER_STAGES, "num_stages", f"at most {PAPER_STAGES}", self.num_stages)
         require_int("eval_particles", self.eval_particles, 1)
@@ -127,7 +127,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
 
     def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
         def bound(x: Tensor, num_particles: int, index: int) -> Tensor:
-            noise = Noise(config.seed, 0, 0, 3, device=device)  # the same particles at every iteration
+            noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
             parts = trainer.modules(index)
             estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise, **pieces)
             return estimates["log_marginal"].mean()
@@ -142,7 +142,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     def finish(trainer: Trainer) -> dict[str, Tensor]:
         found = []
         for index, replicate in enumerate(trainer.replicates):
-            noise = Noise(config.seed, replicate, 0, 4, device=device)
+            noise = Noise(config.seed, replicate, 0, FINALS, device=device)
             parts = build()
             for name, module in trainer.modules(index).items():
                 parts[name].to(device).load_state_dict(module.state_dict())

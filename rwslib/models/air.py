@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rwslib.models.vae import normal_log_prob
+from rwslib.models.vae import check_pixels, normal_log_prob
 from rwslib.noise import Noise
 
 CANVAS = 50
@@ -203,6 +203,7 @@ class GenerativeModel(nn.Module):
 
     def log_joint(self, z: Latents, x: Tensor) -> Tensor:
         """``log p(z, x)``: binary, or grey, ``x [B, 2500]`` -> ``[K, B]`` in nats."""
+        check_pixels(x, CANVAS**2, slack=10 * (self.pixel_sd or 0))
         logits = self.draw(z)
         if self.pixel_sd is not None:
             return self.log_prior(z) + normal_log_prob(x, torch.sigmoid(logits), math.log(self.pixel_sd))
@@ -290,6 +291,7 @@ class InferenceNetwork(nn.Module):
         Returns:
             Latents, ``log q(n | path)`` and ``log q`` of everything, ``[K, B]`` each.
         """
+        check_pixels(x, CANVAS**2, slack=math.inf)  # the dreams of a normal likelihood are beyond 0 and 1
         batch, total = len(x), num_particles * len(x)
         image = self.from_image(self.encoder(x))
         rows = torch.arange(total, device=x.device)

@@ -14,6 +14,32 @@ LATENT_SIZE = 50
 NUM_PIXELS = 28 * 28
 
 
+def check_pixels(x: Tensor, num_pixels: int, slack: float = 0.0) -> None:
+    """Refuse images that are not what a density of pixels takes; inside compiled code all pass.
+
+    Args:
+        x: should be floats from 0 to 1, ``[B, num_pixels]``.
+        slack: how far below 0 and above 1 pixels may be.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    fits, values = x.is_floating_point() and x.shape[-1:] == (num_pixels,), ""
+    try:
+        low, high = (float(value) for value in x.detach().aminmax())
+        fits, values = fits and -slack <= low and high <= 1 + slack, f" from {low:g} to {high:g}"
+    except RuntimeError:  # inside vmap no value can be read, and without images there is none
+        pass
+    if not fits:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"x must be pixels from 0 to 1 (see data.binarize), float [B, {num_pixels}], "
+            f"got {dtype} {list(x.shape)}{values}"
+        )
+
+
 class MLP(nn.Module):
     """Tanh network whose last layer is linear, initialised as Glorot & Bengio (2010): uniform, zero biases.
 
@@ -87,7 +113,9 @@ class GenerativeModel(nn.Module):
 
     def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
         """``log p(x | z)``: ``z [K, B, L]``, binary ``x [B, D]`` -> ``[K, B]`` in nats."""
-        return bernoulli_log_prob(x, self.decoder(z))
+        logits = self.decoder(z)
+        check_pixels(x, logits.shape[-1])
+        return bernoulli_log_prob(x, logits)
 
     def log_joint(self, z: Tensor, x: Tensor) -> Tensor:
         """``log p(z, x)``, ``[K, B]`` in nats."""
@@ -123,6 +151,7 @@ class InferenceNetwork(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of z, ``[B, L]`` each."""
+        check_pixels(x, self.body.layers[0].in_features)
         h = torch.tanh(self.body(x))
         return self.mean(h), self.log_sd(h)
 
