@@ -90,6 +90,43 @@ def test_unpacked_files_are_read(target):
     assert_loads(data.load("mnist"))
 
 
+LAYOUTS = {  # where other libraries and archives leave a file, from the folder of RWSLIB_DATA
+    "torchvision, unpacked": lambda file: f"MNIST/raw/{file}",
+    "torchvision, packed": lambda file: f"MNIST/raw/{file}.gz",
+    "torchvision, in our folder": lambda file: f"mnist/MNIST/raw/{file}.gz",
+    "upper case": lambda file: f"MNIST/{file}.gz",
+    "the folder itself": lambda file: f"{file}.gz",
+    "with a dot": lambda file: f"mnist/{file.replace('-idx', '.idx')}",
+    "with a dot, packed": lambda file: f"mnist/{file.replace('-idx', '.idx')}.gz",
+    "a folder per file": lambda file: f"mnist/{file}/{file}",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_that_other_libraries_left_are_read_and_not_fetched_again(layout, target, serve):
+    places = {file: target.parent / LAYOUTS[layout](file) for file in FILES}
+    for file, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(PACKED[file] if place.suffix == ".gz" else CONTENTS[file])
+    assert_loads(data.load("mnist"))
+    assert data.status() == {str(place): "ok" for place in places.values()}
+    before = sorted(path for path in target.parent.rglob("*"))
+    asked = serve(no_network, no_network)
+    data.fetch()
+    assert asked == []
+    assert sorted(path for path in target.parent.rglob("*")) == before
+
+
+def test_a_wrong_file_of_another_library_is_refused_with_its_path(target):
+    raw = target.parent / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for file, content in PACKED.items():
+        (raw / f"{file}.gz").write_bytes(OTHER if file == FILES[3] else content)
+    message = refusal(data.load, "mnist")
+    assert str(raw / f"{FILES[3]}.gz") in message
+    assert "wrong SHA-256" in message
+
+
 def test_what_is_loaded_can_be_written_to(target):
     """A tensor on top of read-only bytes would only warn, and then change them."""
     put(target)

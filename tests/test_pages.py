@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import build_book
@@ -111,6 +112,18 @@ def test_parameters_that_are_the_defaults_add_no_second_cell_of_them(tmp_path):
     assert chosen.pop("03_vae") == {"num_runs": 3, "num_particles": [8]}  # it has 2 replicates, and 5 stages
     assert chosen == {"02_gmm": {"num_runs": 3}, "04_air": {}}  # which have 10 and 3
     assert all(build_book.choose_parameters(names, "quick", None).values())
+
+
+def test_the_parameter_file_of_the_page_is_read_as_it_is_meant(tmp_path):
+    (example,) = re.findall(r"```yaml\n(num_runs.*?)```", (ROOT / "book/rerun.md").read_text(), re.DOTALL)
+    params, names = tmp_path / "my.yaml", ["02_gmm", "03_vae"]
+    params.write_text(example)
+    chosen = build_book.choose_parameters(names, "paper", params)
+    assert chosen["02_gmm"]["learning_rate"] == 0.003
+    assert chosen["03_vae"] == {"num_runs": 3}
+    params.write_text("02_gmm: {learning_rate: 3e-3x}\n")
+    with pytest.raises(SystemExit, match=r"my.yaml, for 02_gmm: learning_rate must be a number, got '3e-3x'"):
+        build_book.choose_parameters(names, "paper", params)
 
 
 def test_every_chapter_has_one_finding_for_the_first_page():

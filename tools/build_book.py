@@ -25,6 +25,7 @@ from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 
+from rwslib.rerun import check
 from rwslib.rerun import parameters as declared
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,8 +102,16 @@ def choose_parameters(names: list[str], scale: str, params: Path | None) -> dict
             raise SystemExit(f"There is no {path.relative_to(ROOT)}, which the scale {scale!r} needs.")
     if params:
         own = reader_parameters(read_mapping(params), known, str(params))
-        chosen = {name: chosen[name] | own[name] for name in names}
+        chosen = {name: checked(name, chosen[name] | own[name], params) for name in names}
     return {name: drop_defaults(name, values) for name, values in chosen.items()}
+
+
+def checked(name: str, values: Parameters, where: Path) -> Parameters:
+    """The values as the notebook takes them, such as 3e-3, which YAML reads as text."""
+    try:
+        return check(ROOT / f"notebooks/{name}.ipynb", values)
+    except ValueError as error:
+        raise SystemExit(f"{where}, for {name}: {error}") from None
 
 
 def drop_defaults(name: str, values: Parameters) -> Parameters:
