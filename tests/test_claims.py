@@ -1,6 +1,5 @@
 """Verdicts follow the numbers they are given."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +7,23 @@ import pytest
 
 from rwslib import estimators
 from rwslib.claims import (
+    Effect,
+    Evidence,
     air_claims,
-    claims_table,
-    export,
     general_claims,
     gmm_claims,
-    in_words,
     lead,
-    listed,
     more_defence,
     more_particles,
-    side,
-    sum_up,
     vae_claims,
     without_failures,
 )
 from rwslib.records import RunRecord
+
+
+def an_effect(value, low, high, smallest=0.0):
+    return Effect("", "error of p", (), value, low, high, smallest)
+
 
 METHODS = ("concrete", "relax", "reinforce", "vimco", "ws", "ww", "dww")
 
@@ -51,7 +51,7 @@ def as_the_paper_says():
             runs[method, K] = record(0.2 + 0.05 * i, 20 if K == 20 else 17, std=2.0)
         runs["concrete", K] = record(0.4 + 0.05 * i, std=0.5)
         runs["ws", K] = record(0.8 - 0.1 * i, 10, std=0.1)
-        runs["ww", K] = record(0.3 / 2 ** (3 * i), 15 if K == 2 else 20, std=0.1)
+        runs["ww", K] = record((0.3, 0.12, 0.06, 0.02)[i], 15 if K == 2 else 20, std=0.1)
         runs["dww", K] = record(0.01 / (1 + i), std=0.1)
     return runs
 
@@ -66,37 +66,68 @@ def judge(runs):
 
 def test_all_claims_hold_where_they_are_true():
     claims = judge(as_the_paper_says())
-    assert list(claims) == [f"GMM-{i}" for i in range(1, 17)]
     assert {name: claim.verdict for name, claim in claims.items()} == dict.fromkeys(claims, "holds")
+    assert {claim.strict for claim in claims.values()} == {"holds"}
+    assert not any(claim.reasons for claim in claims.values())
 
 
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [
-        ({("ww", 20): record(0.5)}, {"GMM-1", "GMM-3", "GMM-6", "GMM-7", "GMM-12"}),
-        ({("vimco", 20): record(0.001)}, {"GMM-2", "GMM-3", "GMM-7", "GMM-12"}),
-        ({("ww", 2): record(0.3, 20, std=0.1)}, {"GMM-8"}),
-        ({("ww", 5): record(0.0375, std=9.0)}, {"GMM-4"}),
-        ({("concrete", 5): record(0.45, std=9.0)}, {"GMM-5"}),
-        ({("ws", 20): record(0.5, 20, std=0.1)}, {"GMM-10", "GMM-12"}),
-        ({("concrete", 20): record(0.55, 2, std=0.5)}, {"GMM-12"}),
-        ({("dww", 2): record(0.01, 19, std=0.1)}, {"GMM-9"}),
-        ({("vimco", 2): record(0.2, 20, std=2.0)}, {"GMM-11"}),
+        (
+            {("ww", 20): record(0.5)},
+            {"GMM-1": "split", "GMM-3a": "split", "GMM-6": "holds where decided", "GMM-7a": "split"}
+            | {"GMM-7b": "open", "GMM-12b": "split"},
+        ),
+        (
+            {("vimco", 20): record(0.001)},
+            {"GMM-2": "split", "GMM-3b": "split", "GMM-7a": "split"}
+            | {"GMM-7b": "holds where decided", "GMM-12b": "split"},
+        ),
+        ({("ww", 2): record(0.3, 20, std=0.1)}, {"GMM-8": "fails"}),
+        ({("ww", 5): record(0.12, std=9.0)}, {"GMM-4": "split"}),
+        ({("concrete", 5): record(0.45, std=9.0)}, {"GMM-5a": "split"}),
+        ({("ws", 20): record(0.5, 20, std=0.1)}, {"GMM-10": "split", "GMM-12a": "split"}),
+        ({("concrete", 20): record(0.55, 2, std=0.5)}, {"GMM-12a": "split"}),
+        ({("dww", 2): record(0.01, 19, std=0.1)}, {"GMM-9a": "fails"}),
+        ({("vimco", 2): record(0.2, 20, std=2.0)}, {"GMM-11": "split"}),
     ],
 )
 def test_a_claim_breaks_where_it_is_false(changes, broken):
     claims = judge(as_the_paper_says() | changes)
-    assert {name for name, claim in claims.items() if claim.verdict != "holds"} == broken
+    assert {name: claim.verdict for name, claim in claims.items() if claim.verdict != "holds"} == broken
+    assert all(claims[name].reasons for name in broken)
+
+
+def test_a_missing_run_is_not_run_for_its_effects_alone():
+    runs = as_the_paper_says()
+    del runs["vimco", 20]
+    claims = judge(runs)
+    missing = [e.setting for e in claims["GMM-2"].effects.values() if e.side == "not run"]
+    assert missing == ["VIMCO, K 10 to 20"]
+    assert claims["GMM-2"].verdict == "holds"
+    assert claims["GMM-7a"].effects["VIMCO above WW, K 20"].side == "not run"
+
+
+def test_a_misspelt_metric_is_an_error():
+    runs = as_the_paper_says()
+    del runs["ww", 5].metrics["prior_l2_final"]
+    with pytest.raises(KeyError, match="prior_l2_final"):
+        judge(runs)
+    with pytest.raises(KeyError, match="error of r"):
+        Evidence(as_the_paper_says()).above("error of r", "ww", "ws")
 
 
 def test_what_was_not_run_is_not_judged():
     runs = {cell: value for cell, value in as_the_paper_says().items() if cell[0] in ("ww", "ws")}
     claims = gmm_claims(runs, {(0.2, 2): None}, {}, np.full((3, 2), 0.5), {1: 3.0, 2: 2.0})
     verdicts = {name: claim.verdict for name, claim in claims.items()}
-    assert verdicts["GMM-1"] == "holds"
-    for name in ("GMM-2", "GMM-7", "GMM-9", "GMM-13", "GMM-14"):
+    assert verdicts["GMM-1"] == verdicts["GMM-7a"] == "holds"
+    for name in ("GMM-2", "GMM-9a", "GMM-13", "GMM-14a"):
         assert verdicts[name] == "not run"
-    assert claims_table(claims).count("\n") == 17
+    (reason,) = claims["GMM-9a"].reasons
+    assert (reason.kind, reason.says) == ("not run", "There is no record of δ-WW, K = 2.")
+    assert {claim.verdict for claim in gmm_claims({}, {}, {}, np.zeros((0, 2)), {}).values()} == {"not run"}
 
 
 def vae_record(log_marginal, kl=4.0, units=25, noise=0.1, num_runs=2):
@@ -125,47 +156,51 @@ def vae_as_the_paper_says():
 
 def test_all_claims_about_the_continuous_model_hold_where_they_are_true():
     claims = vae_claims(vae_as_the_paper_says())
-    assert list(claims) == [f"VAE-{i}" for i in range(1, 8)]
     assert {name: claim.verdict for name, claim in claims.items()} == dict.fromkeys(claims, "holds")
 
 
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [
-        ({("ww", 32): vae_record(-89, kl=3.8, units=24)}, {"VAE-1"}),
-        ({("iwae", 256): vae_record(-84, kl=10, units=23)}, {"VAE-2"}),
-        ({("iwae", 16): vae_record(-89, kl=3.8, units=23)}, {"VAE-3"}),
-        ({("ww", 256): vae_record(-85, kl=9.0, units=24)}, {"VAE-4"}),
-        ({("ww", 8): vae_record(-90, kl=4.0, units=22)}, {"VAE-5"}),
-        ({("ww", 8): vae_record(-90, kl=4.0, units=24, noise=0.4)}, {"VAE-6"}),
-        ({("wws", 8): vae_record(-91, kl=3.0)}, {"VAE-7"}),
+        ({("ww", 32): vae_record(-89, kl=3.8, units=24)}, {"VAE-1a": "holds where decided"}),
+        ({("iwae", 256): vae_record(-84, kl=10, units=23)}, {"VAE-2": "fails"}),
+        ({("iwae", 16): vae_record(-89, kl=3.8, units=23)}, {"VAE-3": "split"}),
+        (
+            {("ww", 256): vae_record(-85, kl=9.0, units=24)},
+            {"VAE-4b": "fails"},
+        ),
+        ({("ww", 8): vae_record(-90, kl=4.0, units=22)}, {"VAE-5": "split"}),
+        ({("ww", 8): vae_record(-90, kl=4.0, units=24, noise=0.4)}, {"VAE-6": "split"}),
+        ({("wws", 8): vae_record(-91, kl=3.0)}, {"VAE-7a": "split"}),
+        ({("wws", 8): vae_record(-89, kl=5.0)}, {"VAE-7b": "split"}),
     ],
 )
 def test_a_claim_about_the_continuous_model_breaks_where_it_is_false(changes, broken):
     claims = vae_claims(vae_as_the_paper_says() | changes)
-    assert (
-        broken <= {name for name, claim in claims.items() if claim.verdict != "holds"} <= broken | {"VAE-3"}
-    )
+    found = {name: claim.verdict for name, claim in claims.items() if claim.verdict != "holds"}
+    found.pop("VAE-6", None) if "VAE-6" not in broken else None  # its curves have other noise
+    assert found == broken
 
 
 def test_the_continuous_model_is_judged_on_what_was_run_and_not_at_one_particle():
     runs = {cell: run for cell, run in vae_as_the_paper_says().items() if cell[0] == "iwae" and cell[1] < 64}
     claims = vae_claims(runs | {("ww", 1): vae_record(-200)})
-    verdicts = {name: claim.verdict for name, claim in claims.items()}
-    assert {name for name, verdict in verdicts.items() if verdict != "not run"} == {"VAE-1", "VAE-4"}
-    assert list(claims["VAE-1"].effects) == ["IWAE, K 8 to 16", "IWAE, K 16 to 32"]
+    assert {name for name, claim in claims.items() if claim.verdict != "not run"} == {"VAE-1b", "VAE-4a"}
+    assert list(claims["VAE-1b"].effects) == ["IWAE, K 8 to 16", "IWAE, K 16 to 32"]
     assert {claim.verdict for claim in vae_claims({}).values()} == {"not run"}
 
 
 def test_single_replicates_borrow_their_spread_and_are_not_judged_without_any():
     runs = {("iwae", 8): vae_record(-90), ("iwae", 16): vae_record(-89, num_runs=1)}
-    value, low, high = vae_claims(runs)["VAE-1"].effects["IWAE, K 8 to 16"]
-    assert low < value < high
-    assert high - low < 0.1
+    effect = vae_claims(runs)["VAE-1b"].effects["IWAE, K 8 to 16"]
+    assert effect.low < effect.value < effect.high
+    assert effect.high - effect.low < 0.1
     runs = {(m, K): vae_record(-90 + K, num_runs=1) for m in ("iwae", "ww") for K in (8, 16)}
-    claim = vae_claims(runs)["VAE-1"]
-    assert claim.verdict == "mixed"
-    assert claim.effects["WW, K 8 to 16"] == (8, -np.inf, np.inf)
+    claim = vae_claims(runs)["VAE-1a"]
+    effect = claim.effects["WW, K 8 to 16"]
+    assert (claim.verdict, effect.side) == ("open", "open")
+    assert (effect.value, effect.low, effect.high) == (8, -np.inf, np.inf)
+    assert [reason.kind for reason in claim.reasons] == ["too few replicates"]
 
 
 def air_record(log_marginal, kl=3.0, accuracy=0.99, noise=0.01, num_runs=2):
@@ -194,35 +229,39 @@ def likelihoods(normal=0.2, bernoulli=0.01):
 
 def test_all_claims_about_scenes_hold_where_they_are_true():
     claims = air_claims(air_as_the_paper_says(), likelihoods())
-    assert list(claims) == [f"AIR-{i}" for i in range(1, 8)]
     assert {claim.verdict for claim in claims.values()} == {"holds"}
     assert len(claims["AIR-6"].records) == 2
 
 
 def test_samples_that_resemble_the_data_as_much_break_the_claim_about_likelihoods():
-    assert air_claims({}, likelihoods(normal=0.01))["AIR-6"].verdict == "mixed"
-    assert air_claims({}, likelihoods(normal=0.001))["AIR-6"].verdict == "does not hold"
-    without = likelihoods()
-    del without["Bernoulli"].metrics["pixel_distance"]
+    assert air_claims({}, likelihoods(normal=0.01))["AIR-6"].verdict == "open"  # a tie
+    assert air_claims({}, likelihoods(normal=0.1, bernoulli=0.2))["AIR-6"].verdict == "fails"
+    without = {name: run for name, run in likelihoods().items() if name == "normal"}
     assert air_claims({}, without)["AIR-6"].verdict == "not run"
 
 
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [
-        ({("ww", 20): air_record(-120, kl=3)}, {"AIR-1"}),
-        ({("vimco", 40): air_record(-110, kl=70, accuracy=0.69, noise=0.1)}, {"AIR-2"}),
-        ({("vimco", 10): air_record(-121, kl=30, accuracy=0.89, noise=0.1)}, {"AIR-2"}),
-        ({("ww", 10): air_record(-119, kl=4, noise=0.4)}, {"AIR-3"}),
-        ({("ww", 10): air_record(-119, kl=40)}, {"AIR-4"}),
-        ({("vimco", 40): air_record(-121, kl=70, accuracy=0.95, noise=0.1)}, {"AIR-5"}),
-        ({("vimco_air2018", 5): air_record(-110)}, {"AIR-7"}),
+        ({("ww", 20): air_record(-121, kl=3)}, {"AIR-1": "split"}),
+        (
+            {("vimco", 40): air_record(-110, kl=70, accuracy=0.69, noise=0.1)},
+            {"AIR-2b": "split"},
+        ),
+        (
+            {("vimco", 10): air_record(-121, kl=30, accuracy=0.89, noise=0.1)},
+            {"AIR-2a": "fails", "AIR-2b": "split"},
+        ),
+        ({("ww", 10): air_record(-119, kl=4, noise=0.4)}, {"AIR-3": "split"}),
+        ({("ww", 10): air_record(-119, kl=40)}, {"AIR-4": "split"}),
+        ({("vimco", 40): air_record(-121, kl=70, accuracy=0.95, noise=0.1)}, {"AIR-5b": "fails"}),
+        ({("vimco", 20): air_record(-119, kl=20, accuracy=0.79, noise=0.1)}, {"AIR-5a": "split"}),
+        ({("vimco_air2018", 5): air_record(-110)}, {"AIR-7": "fails"}),
     ],
 )
 def test_a_claim_about_scenes_breaks_where_it_is_false(changes, broken):
     claims = air_claims(air_as_the_paper_says() | changes, likelihoods())
-    held = {name for name, claim in claims.items() if claim.verdict == "holds"}
-    assert held == set(claims) - broken
+    assert {name: claim.verdict for name, claim in claims.items() if claim.verdict != "holds"} == broken
 
 
 def test_a_failed_run_widens_all_intervals_and_can_be_left_out():
@@ -230,7 +269,10 @@ def test_a_failed_run_widens_all_intervals_and_can_be_left_out():
     runs["ww", 20] = air_record(-118)
     runs["ww", 20].metrics["log_marginal"][1] = -170
     runs["ww", 20].metrics["count_accuracy_sample"][1] = 0.06
-    assert air_claims(runs)["AIR-1"].verdict == "mixed"
+    claim = air_claims(runs)["AIR-1"]
+    assert claim.verdict == "split"
+    kinds = {reason.kind: reason.says for reason in claim.reasons[-1:]}
+    assert "Without the replicates that never learned to count" in kinds["too few replicates"]
     kept = without_failures(runs)
     assert air_claims(kept)["AIR-1"].verdict == "holds"
     assert kept["ww", 20].metrics["train_bound"].shape == (1, 40)
@@ -242,8 +284,8 @@ def test_a_failed_run_widens_all_intervals_and_can_be_left_out():
 def test_the_scenes_are_judged_on_what_was_run():
     runs = {cell: record for cell, record in air_as_the_paper_says().items() if cell[1] < 20}
     verdicts = {name: claim.verdict for name, claim in air_claims(runs).items()}
-    assert verdicts["AIR-1"] == "holds"
-    assert verdicts["AIR-2"] == "not run"
+    assert verdicts["AIR-1"] == verdicts["AIR-2a"] == "holds"
+    assert verdicts["AIR-2b"] == "not run"
     assert {claim.verdict for claim in air_claims({}).values()} == {"not run"}
 
 
@@ -258,74 +300,8 @@ def test_a_claim_names_the_records_that_it_rests_on():
     }
     assert cells["GMM-8"] == {("ww", 2)}
     assert cells["GMM-1"] == {(method, K) for method in ("ws", "ww") for K in (2, 5, 10, 20)}
-    assert cells["GMM-14"] == {("reinforce", K) for K in (2, 5, 10, 20)}
+    assert cells["GMM-14a"] == {("reinforce", K) for K in (2, 5, 10, 20)}
     assert cells["GMM-16"] == set()
-
-
-def test_export_is_json_without_infinities():
-    runs = {(m, K): vae_record(-90 + K, num_runs=1) for m in ("iwae", "ww") for K in (8, 16)}
-    exported = json.loads(export(vae_claims(runs)), parse_constant=pytest.fail)
-    (effect, _) = exported["VAE-1"]["effects"]
-    assert effect == {"setting": "IWAE, K 8 to 16", "value": 8, "low": None, "high": None}
-    assert exported["VAE-1"]["verdict"] == "mixed"
-    assert exported["VAE-7"] | {"says": "", "measured": ""} == {
-        "source": "text",
-        "says": "",
-        "measured": "",
-        "verdict": "not run",
-        "effects": [],
-        "shown": ["fig-vae-others"],
-        "records": [],
-    }
-
-
-@pytest.mark.parametrize(
-    ("parts", "whole"),
-    [
-        (["holds", "not run", "holds"], "holds"),
-        (["does not hold", "does not hold"], "does not hold"),
-        (["holds", "does not hold"], "mixed"),
-        (["mixed", "not run"], "mixed"),
-        (["not run"], "not run"),
-        ([], "not run"),
-    ],
-)
-def test_a_whole_is_judged_by_its_parts(parts, whole):
-    assert sum_up(parts) == whole
-
-
-def test_every_effect_has_a_side():
-    assert [side(effect) for effect in ((1, 0.5, 2), (-1, -2, -0.5))] == ["agrees", "contradicts"]
-    assert side((0, 0, 0)) == "tie"
-    assert {side(e) for e in ((1, -1, 3), (0, 0, 500), (-3, -4, 0), (8, -np.inf, np.inf))} == {"open"}
-
-
-def test_two_methods_that_are_equally_fast_are_a_tie_and_no_contradiction():
-    runs = as_the_paper_says()
-    runs["vimco", 20] = runs["ww", 20]
-    effects = gmm_claims(runs, {}, {}, np.full((3, 2), 0.5), {1: 3.0, 2: 2.0})["GMM-7"].effects
-    assert side(effects["iterations to 0.05: WW before VIMCO, K 20"]) == "tie"
-
-
-@pytest.mark.parametrize(
-    ("effects", "words"),
-    [
-        ([], "not run"),
-        ([(1, 0.5, 2)], "its one effect agrees with the paper"),
-        ([(0, -1, 1)] * 3, "all 3 effects are open"),
-        ([(1, 0.5, 2)] * 2 + [(0, 0, 0)], "of 3 effects 2 agree with the paper and 1 is a tie"),
-        (
-            [(1, 0.5, 2)] * 6 + [(-1, -2, -0.5)] * 2 + [(0, -1, 1)] * 2,
-            "of 10 effects 6 agree with the paper, 2 contradict it and 2 are open",
-        ),
-    ],
-)
-def test_sides_in_words(effects, words):
-    assert in_words({str(i): effect for i, effect in enumerate(effects)}) == words
-
-
-def test_lists_in_sentences():
-    assert [listed(words) for words in ([2], [2, 5], ["a", "b", "c"])] == ["2", "2 and 5", "a, b and c"]
 
 
 def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
@@ -336,9 +312,9 @@ def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
         "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
         "From 2 to 20 particles the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
         "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO, "
-        "is undecided under RELAX.",
+        "is the same under RELAX.",
         "From 5 to 20 particles the inference network ends worse under REINFORCE and Concrete, "
-        "ends better under VIMCO, is undecided under RELAX.",
+        "ends better under VIMCO, is the same under RELAX.",
     ]
 
 
@@ -352,7 +328,9 @@ def test_nothing_is_said_where_there_is_nothing_to_compare():
 
 def test_what_delta_does_is_said_with_the_factor_that_the_claim_asks_for():
     sweep = {(0.05, 2): record(0.3), (0.6, 2): record(0.1), (0.2, 2): None}
-    (line,) = more_defence(sweep, {"δ = 0.6, K 2": (0, -1, 1), "δ = 0.6, K 20": (1, 0.5, 2)}).splitlines()
+    (line,) = more_defence(
+        sweep, {"δ = 0.6, K 2": an_effect(0, -1, 1), "δ = 0.6, K 20": an_effect(1, 0.5, 2)}
+    ).splitlines()
     assert line.startswith(
         "With 2 particles the median error changes from δ = 0.05 to 0.6: that of the model "
     )
@@ -365,7 +343,7 @@ def test_who_leads_is_said_by_particles_and_with_the_last_difference():
     runs |= {("ww", 8): vae_record(-91, kl=4), ("ww", 16): vae_record(-90, kl=4)}
     evidence, divergence = lead(runs, "ww", "iwae").splitlines()
     assert evidence.startswith(
-        "WW's log evidence is below IWAE's at K = 8, is undecided at K = 16; at K = 16 "
+        "WW's log evidence is below IWAE's at K = 8, is the same at K = 16; at K = 16 "
     )
     assert divergence.startswith("WW's divergence from its posterior is below IWAE's at K = 8 and 16; ")
     assert divergence.endswith(" nats.") and "difference is -1.0 (-1.0 to -1.0)" in divergence
@@ -376,4 +354,4 @@ def test_the_identities_hold_and_wrong_estimators_break_them(monkeypatch):
     right = estimators.wake_phi_loss
     monkeypatch.setattr(estimators, "wake_phi_loss", lambda log_p, log_q: right(log_p, log_q) * (1 + 1e-9))
     monkeypatch.setattr(estimators, "vimco_loss", lambda log_p, log_q: -(log_p - log_q).mean(dim=0))
-    assert [claim.verdict for claim in general_claims().values()] == ["does not hold", "does not hold"]
+    assert [claim.verdict for claim in general_claims().values()] == ["fails", "fails"]

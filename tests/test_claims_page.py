@@ -1,9 +1,11 @@
 """The page of claims and the comparison of methods say what they were given."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import claims_page
 import compare_methods
-from claims_reasons import REASONS
+import generate_pages
 
 from rwslib import evaluation, inspection, records
-from rwslib.claims import air_claims, export, vae_claims
+from rwslib.claims import CARRIED, SUMS, VERDICTS, air_claims, export, gmm_claims, vae_claims
 from rwslib.claims.general import small_mixture
 from rwslib.experiments import AIRConfig, VAEConfig
 from rwslib.methods import METHODS
@@ -33,81 +35,131 @@ def metrics(experiment, level, num_runs):
     }
 
 
-@pytest.fixture
-def stage(tmp_path, monkeypatch):
-    """A staging folder with claims of few records, and the store that these come from."""
-    store = tmp_path / "published"
-    monkeypatch.setenv("RWSLIB_PUBLISHED", str(store))
-    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "none"))
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A staging folder whose notebooks carry claims of few records, and the store of these."""
+    folder = tmp_path_factory.mktemp("stage")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RWSLIB_PUBLISHED", str(folder / "published"))
+        patch.setenv("RWSLIB_RESULTS", str(folder / "none"))
 
-    def keep(config, level):
-        plain = records.plain(config)
-        return records.save(plain, metrics(config.experiment, level, config.num_runs), {"format": 1}, store)
+        def keep(config, level):
+            found = metrics(config.experiment, level, config.num_runs)
+            return records.save(records.plain(config), found, {"format": 1}, folder / "published")
 
-    vae = {
-        (m, K): keep(VAEConfig(m, K, num_stages=4, num_runs=2), level)
-        for (m, K), level in {("iwae", 8): -91, ("iwae", 64): -90, ("ww", 8): -95, ("ww", 64): -93}.items()
-    }
-    keep(VAEConfig("ww", 64, num_stages=4, num_runs=1, precision="bfloat16"), -92)
-    air = {
-        (m, K): keep(AIRConfig(m, K, num_iterations=8000, num_runs=1), level)
-        for (m, K), level in {
-            ("ww", 5): -130,
-            ("ww", 10): -125,
-            ("vimco", 5): -120,
-            ("vimco", 10): -119,
-        }.items()
-    }
-    for name, claims in {"02_gmm": {}, "03_vae": vae_claims(vae), "04_air": air_claims(air)}.items():
-        (tmp_path / "claims").mkdir(exist_ok=True)
-        exported = json.loads(export(claims))
-        if not claims:
-            empty = {"source": "", "says": "", "measured": "", "verdict": "not run"}
-            empty |= {"effects": [], "shown": [], "records": []}
-            exported = {f"GMM-{i}": empty for i in range(1, 17)}
-        (tmp_path / f"claims/{name}.json").write_text(json.dumps(exported))
-    (tmp_path / "book").mkdir()
-    (tmp_path / "_config.yml").write_text("repository: {url: 'https://example.org/rws'}")
-    return tmp_path
+        vae = {
+            (m, K): keep(VAEConfig(m, K, num_stages=4, num_runs=2), level)
+            for (m, K), level in {
+                ("iwae", 8): -91,
+                ("iwae", 64): -90,
+                ("ww", 8): -95,
+                ("ww", 64): -93,
+            }.items()
+        }
+        air = {
+            (m, K): keep(AIRConfig(m, K, num_iterations=8000), level)
+            for (m, K), level in {
+                ("ww", 5): -130,
+                ("ww", 10): -125,
+                ("vimco", 5): -120,
+                ("vimco", 10): -119,
+            }.items()
+        }
+        chapters = {
+            "02_gmm": gmm_claims({}, {}, {}, np.zeros((0, 2)), {}),
+            "03_vae": vae_claims(vae),
+            "04_air": air_claims(air),
+        }
+        for name, claims in chapters.items():
+            cell = nbformat.v4.new_code_cell("show_claims(claims)")
+            carried = {CARRIED: export(claims)}
+            cell.outputs = [nbformat.v4.new_output("display_data", {"text/plain": ""}, metadata=carried)]
+            head = nbformat.v4.new_markdown_cell("# A chapter\n\n<!-- generated: verdicts -->")
+            (folder / "notebooks").mkdir(exist_ok=True)
+            nbformat.write(nbformat.v4.new_notebook(cells=[head, cell]), folder / f"notebooks/{name}.ipynb")
+        (folder / "book").mkdir()
+        (folder / "_config.yml").write_text("repository: {url: 'https://example.org/rws'}")
+        yield folder
 
 
 def test_the_page_has_every_claim_with_its_effects_and_records(stage):
     page = claims_page.claims_page(stage)
     everything = json.loads((stage / "book/claims.json").read_text())
-    assert len(everything) == 33
-    assert page.count("::::{dropdown}") == 33
-    for entry in everything.values():
+    assert page.count("::::::{dropdown}") == len(everything)
+    assert list(everything)[: len(SUMS)] == list(SUMS)
+    assert page.index("**GEN-3a**") < page.index("**GMM-1**") < page.index("**GEN-1**")
+    for name, entry in everything.items():
+        assert f":name: {name.lower()}\n" in page
+        assert entry["verdict"] in VERDICTS and "strict" in entry
         for record in entry["records"]:
             config = record["config"]
             assert f"/tree/main/book/results/{config['experiment']}/{record['key']})" in page
             assert inspection.find(record["key"]).config == config
-    assert "| IWAE, K 8 to 64 | 1 (" in page
-    assert "| WW, K 5 to 10 | 5 (no interval) | open |" in page
+    assert '<th scope="row">IWAE, K 8 to 64</th>' in page
+    assert "<td>+5 nats (no interval)</td><td>open</td>" in page
     assert "40 epochs (the paper: 3,280), MNIST; 2 replicates; K = 8 and 64." in page
+    assert "*too few replicates*: Without two replicates" in page
 
 
-def test_the_summary_counts_the_verdicts(stage):
-    chapters = claims_page.read_claims(stage)
-    last = claims_page.summary(chapters).splitlines()[-2]
-    verdicts = [entry["verdict"] for entries in chapters.values() for entry in entries.values()]
-    counts = " | ".join(f"**{verdicts.count(name)}**" for name in claims_page.VERDICTS)
-    assert last == f"| **all 33** | {counts} |"
-    assert chapters[claims_page.GENERAL]["GEN-3"]["verdict"] == "mixed"
+def test_every_claim_that_does_not_simply_hold_says_why(stage):
+    claims, _ = claims_page.read_ledger(stage)
+    for name, entry in claims.items():
+        assert (entry["verdict"] == "holds") == (not entry["reasons"]), name
+        assert entry["verdict"] in VERDICTS
 
 
-def test_reasons_come_from_records_and_go_with_them(stage):
-    page = claims_page.claims_page(stage)
-    assert "**Length** ([VAE-3](#vae-3)" in page
-    assert "WW, K = 64, in bfloat16: +1.00 nats of evidence" in page
-    assert "**Replicates** ([AIR-1](#air-1)" in page
-    assert "VIMCO's baseline" not in page  # no record of the mixture
-    chapters = claims_page.read_claims(stage)
-    assert not any(
-        reason(entries, set())  # nothing is open
-        for name, heading in claims_page.CHAPTERS.items()
-        for reason in REASONS[name]
-        if (entries := chapters[heading])
-    )
+def test_the_summary_counts_the_verdicts_of_all_but_the_sums(stage):
+    claims, _ = claims_page.read_ledger(stage)
+    (last,) = [line for line in claims_page.summary(claims).splitlines() if line.startswith("| **all")]
+    verdicts = [entry["verdict"] for name, entry in claims.items() if name not in SUMS]
+    assert f"**all {len(verdicts)}**" in last
+    assert last.endswith("| " + " | ".join(str(verdicts.count(name) or "") for name in VERDICTS) + " |")
+
+
+def test_a_claim_of_the_abstract_has_the_effects_of_its_parts(stage):
+    claims, _ = claims_page.read_ledger(stage)
+    whole = claims["GEN-3c"]
+    assert set(whole["parts"]) >= {"VAE-3", "AIR-4"}
+    assert len(whole["effects"]) == sum(len(claims[part]["effects"]) for part in whole["parts"])
+    assert {"VAE-3: IWAE above WW, K 8", "AIR-4: VIMCO above WW, K 5"} <= {
+        effect["setting"] for effect in whole["effects"]
+    }
+
+
+def test_a_bar_has_its_numbers_in_words_and_in_proportion():
+    bar = claims_page.bar({"agrees": 3, "contradicts": 1, "open": 0})
+    assert 'aria-label="Effects: 3 agree and 1 contradict"' in bar
+    assert re.findall(r'class="(\w+)" style="flex-grow:(\d)"', bar) == [("agrees", "3"), ("contradicts", "1")]
+    assert claims_page.bar({"not run": 2}) == ""
+
+
+def test_effects_are_drawn_on_one_scale():
+    def made(value, low, high, side):
+        ends = {"value": value, "low": low, "high": high, "side": side}
+        return ends | {"setting": "K < 5", "unit": "", "smallest": 0.1}
+
+    effects = [made(1, 0, 2, "agrees"), made(-1, -2, 0, "contradicts"), made(0, None, None, "open")]
+    shown = claims_page.forest(effects)
+    assert shown.count('<path class="zero" d="M50.0 0V10"/>') == 3
+    assert '<path d="M50.0 5H96.3"/><path class="value" d="M73.1 2V8"/>' in shown
+    assert '<path d="M0 5H100"/>' in shown and "(no interval)" in shown
+    assert "K &lt; 5" in shown
+    assert claims_page.forest([made(None, None, None, "not run")]) == "**Not run**: K < 5."
+
+
+def test_a_chapter_starts_with_its_bar(stage):
+    path = stage / "notebooks/03_vae.ipynb"
+    generate_pages.put(path, "verdicts", lambda: claims_page.chapter_bar(path))
+    head = nbformat.read(path, as_version=4).cells[0].source
+    assert 'class="claim-bar"' in head and "claims <claims-vae>`" in head
+    with pytest.raises(SystemExit, match="has no line"):
+        generate_pages.put(path, "verdicts", str)
+
+
+def test_a_chapter_without_claims_is_an_error(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "04_air.ipynb")
+    with pytest.raises(SystemExit, match="carries 0 sets of claims"):
+        claims_page.chapter_claims(tmp_path / "04_air.ipynb")
 
 
 def test_exact_and_sampled_comparisons_agree():

@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from reference import entry_of  # noqa: E402
+from reference import claim_links, entry_of  # noqa: E402
 
 PAGES = "\n".join(path.read_text() for path in (ROOT / "book/api").glob("*.md"))
 MODULES = re.findall(r"^\.\. automodule:: (\S+)$", PAGES, re.MULTILINE)
@@ -94,3 +94,17 @@ ENTRIES = {
 )
 def test_inline_code_leads_to_the_entry_that_it_names(text, name):
     assert entry_of(text, ENTRIES) == name
+
+
+def test_names_of_claims_lead_to_them_and_a_split_one_to_its_first_part():
+    known = {"gmm-1": (), "gmm-3a": (), "gmm-3b": ()}
+    assert claim_links("GMM-1 and GMM-3, not GMM-3c.", known) == [
+        ("GMM-1", "gmm-1"),
+        (" and ", None),
+        ("GMM-3", "gmm-3a"),
+        (", not ", None),
+        ("GMM-3c", None),
+        (".", None),
+    ]
+    assert claim_links("GMM-3b", known) == [("GMM-3b", "gmm-3b")]
+    assert claim_links("AMD-1", known) == [("AMD-1", None)]

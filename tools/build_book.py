@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 STAGE = BUILD / "stage"
 SITE = BUILD / "html"
-EXPORT = "from rwslib.claims import export\n\nprint(export(claims))"  # for the page of claims, see there
 TERMS = glossary_terms(ROOT / "book/glossary.md")
 Parameters = dict[str, Any]
 
@@ -196,8 +195,6 @@ def execute(name: str, parameters: Parameters) -> str | None:
     """Execute one notebook into the staging folder; return what went wrong, if anything did."""
     target = STAGE / f"notebooks/{name}.ipynb"
     source = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
-    if any("verdicts" in cell.metadata.get("tags", []) for cell in source.cells):
-        source.cells.append(nbformat.v4.new_code_cell(EXPORT, metadata={"tags": ["claims"]}))
     try:
         papermill.execute_notebook(
             source,
@@ -213,7 +210,6 @@ def execute(name: str, parameters: Parameters) -> str | None:
     except Exception as error:
         return f"{name} could not be executed: {type(error).__name__}: {error}"
     notebook = nbformat.read(target, as_version=4)
-    hand_over_claims(notebook, name)
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     for cell, linked in zip(prose, link_terms([cell.source for cell in prose], TERMS), strict=True):
         cell.source = linked
@@ -221,15 +217,6 @@ def execute(name: str, parameters: Parameters) -> str | None:
         part.metadata.pop("papermill", None)
     nbformat.write(notebook, target)
     return None
-
-
-def hand_over_claims(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Move what the added last cell printed to the page of claims, and the cell out of the notebook."""
-    if "claims" in notebook.cells[-1].metadata.get("tags", []):
-        cell = notebook.cells.pop()
-        target = STAGE / f"claims/{name}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text("".join(output.text for output in cell.outputs))
 
 
 def make_pages(builder: str) -> None:

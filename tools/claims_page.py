@@ -1,162 +1,324 @@
-"""The page of claims: a summary of the verdicts, then every claim with its effects, scale and records."""
+"""The page of claims, from what the chapters' cells of verdicts carry."""
 
+import html
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import yaml
-from claims_reasons import REASONS
-from markup import minus, table
+from markup import table
 
-from rwslib.claims import VERDICTS, export, general_claims, listed, side, sum_up
+from rwslib.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
+from rwslib.claims.effects import number
+from rwslib.claims.reasons import PAPER_LENGTH, length
 from rwslib.data import DATASETS
-from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 
-CHAPTERS = {  # and, for each, its section of the paper
-    "02_gmm": "The Gaussian mixture (section 4.3)",
-    "03_vae": "The continuous model (section 4.2)",
-    "04_air": "Attend, infer, repeat (section 4.1)",
+GROUPS = {  # by the start of a claim's name: the notebook that shows it, and the heading
+    "GEN-3": (None, "What the abstract says"),
+    "GMM": ("02_gmm", "The Gaussian mixture (section 4.3)"),
+    "VAE": ("03_vae", "The continuous model (section 4.2)"),
+    "AIR": ("04_air", "Attend, infer, repeat (section 4.1)"),
+    "GEN": (None, "What holds for every model"),
 }
-GENERAL = "What holds for every model"
-# The sum of the paper: more particles help wake-sleep and hurt what climbs the bound.
-PARTS_OF_GEN_3 = (
-    [f"GMM-{i}" for i in range(1, 5)] + [f"VAE-{i}" for i in range(1, 5)] + [f"AIR-{i}" for i in range(1, 6)]
-)
-COLOURS = dict(zip(VERDICTS, ("success", "warning", "danger", "muted"), strict=True))
-PAPER_LENGTH = {"gmm": (100_000, "iterations"), "vae": (3280, "epochs"), "air": (2_000_000, "iterations")}
+CHAPTERS = [notebook for notebook in (row[0] for row in GROUPS.values()) if notebook]
+COLOURS = dict(zip(VERDICTS, ("success", "success", "warning", "danger", "secondary", "muted"), strict=True))
+WORDS = {"agrees": "agree", "tie": "tie", "open": "open", "contradicts": "contradict"}  # below a bar
 Entry = dict[str, Any]  # a claim as `rwslib.claims.export` writes it
 
 
-def read_claims(stage: Path) -> dict[str, dict[str, Entry]]:
-    """The claims of every chapter and the general ones, by the heading of their section."""
-    files = {title: stage / f"claims/{name}.json" for name, title in CHAPTERS.items()}
-    chapters = {title: json.loads(path.read_text()) for title, path in files.items()}
-    verdicts = {name: entry["verdict"] for entries in chapters.values() for name, entry in entries.items()}
-    general = json.loads(export(general_claims()))
-    parts = {name: verdicts[name] for name in PARTS_OF_GEN_3}
-    general["GEN-3"] = {
+@cache
+def chapter_claims(notebook: Path) -> dict[str, dict[str, Any]]:
+    """The claims and records that an executed notebook's cell of verdicts carries.
+
+    Raises:
+        SystemExit: it carries none.
+    """
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    found = [o.metadata[CARRIED] for o in outputs if CARRIED in o.get("metadata", {})]
+    if len(found) != 1:
+        raise SystemExit(
+            f"{notebook} carries {len(found)} sets of claims in its outputs, and should carry one."
+        )
+    return json.loads(found[0])
+
+
+def sum_up(name: str, claims: Mapping[str, Entry]) -> Entry:
+    """A claim of the abstract: the effects of all claims that are part of it, judged by the same rule."""
+    parts = {part: entry for part, entry in claims.items() if name in entry["part_of"]}
+    effects = [
+        effect | {"setting": f"{part}: {effect['setting']}"}
+        for part, entry in parts.items()
+        for effect in entry["effects"]
+    ]
+    kinds: dict[str, list[str]] = {}
+    for part, entry in parts.items():
+        for kind in dict.fromkeys(reason["kind"] for reason in entry["reasons"]):
+            kinds.setdefault(kind, []).append(part)
+    found = [effect["side"] for effect in effects]
+    told = [f"{found.count(side)} {word}" for side, word in WORDS.items() if side in found]
+    return {
         "source": "abstract",
-        "says": "more particles help wake-sleep and hurt methods that climb the bound with both networks",
-        "measured": "nothing of its own: it holds if every part that was run holds, "
-        "and does not if none of them does",
-        "verdict": sum_up(list(parts.values())),
-        "parts": parts,
-        "effects": [],
+        "says": SUMS[name],
+        "measured": "the effects of all claims that are part of it",
+        "verdict": verdict(found),
+        "strict": {"holds": "holds", "fails": "does not hold"}.get(verdict(found), "mixed"),
+        "finding": f"Of the {len(found) - found.count('not run')} effects in {len(parts)} claims "
+        f"{listed(told)}."
+        if told
+        else "Nothing that it speaks of was run.",
+        "reasons": [{"kind": kind, "says": f"See {listed(names)}."} for kind, names in kinds.items()],
+        "effects": effects,
         "shown": [],
+        "part_of": [],
+        "parts": list(parts),
         "records": [],
     }
-    return chapters | {GENERAL: general}
 
 
-def label(title: str) -> str:
+def read_ledger(stage: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """All claims by name, the abstract's first, and the records that they rest on by key."""
+    notebooks = [stage / f"notebooks/{name}.ipynb" for name in CHAPTERS]
+    found = [*map(chapter_claims, notebooks), json.loads(export(general_claims()))]
+    claims = {name: entry for each in found for name, entry in each["claims"].items()}
+    records = {key: record for each in found for key, record in each["records"].items()}
+    return {name: sum_up(name, claims) for name in SUMS} | claims, records
+
+
+def group_of(name: str) -> str:
+    """The key of ``GROUPS`` that a claim belongs to."""
+    return next(start for start in GROUPS if name.startswith(start))
+
+
+def label(group: str) -> str:
     """The label of a section of the page."""
-    return "claims-" + next((name[3:] for name, heading in CHAPTERS.items() if heading == title), "general")
+    return f"claims-{'abstract' if group == 'GEN-3' else 'general' if group == 'GEN' else group.lower()}"
 
 
-def badge(verdict: str) -> str:
+# -- bars, badges, counts ----------------------------------------------------------------------------
+
+
+def sides(entries: Iterable[Entry]) -> Counter:
+    """How many effects of some claims are on each side."""
+    return Counter(effect["side"] for entry in entries for effect in entry["effects"])
+
+
+def bar(counts: Mapping[str, int]) -> str:
+    """A stacked bar of effects by side, with its numbers for those who do not see it; nothing without any."""
+    shown = {side: counts[side] for side in WORDS if counts.get(side)}
+    if not shown:
+        return ""
+    words = listed(f"{count} {WORDS[side]}" for side, count in shown.items())
+    parts = "".join(f'<i class="{side}" style="flex-grow:{count}"></i>' for side, count in shown.items())
+    return f'<span class="claim-bar" role="img" aria-label="Effects: {words}" title="{words}">{parts}</span>'
+
+
+def legend() -> str:
+    """What the colours of the bars mean."""
+    what = {
+        "agrees": "agrees with the paper",
+        "tie": "differs by less than matters",
+        "open": "not decided",
+        "contradicts": "contradicts the paper",
+    }
+    items = "".join(
+        f'<span><span class="claim-bar key" aria-hidden="true"><i class="{side}" style="flex-grow:1"></i>'
+        f"</span> {words}</span>"
+        for side, words in what.items()
+    )
+    return f'<p class="claim-legend">{items}</p>'
+
+
+def badge(name: str) -> str:
     """A verdict as a coloured word."""
-    return f"{{bdg-{COLOURS[verdict]}}}`{verdict}`"
+    return f"{{bdg-{COLOURS[name]}}}`{name}`"
 
 
-def summary(chapters: dict[str, dict[str, Entry]]) -> str:
-    """How many claims of each verdict, by chapter and in all."""
-    found = {title: [entry["verdict"] for entry in entries.values()] for title, entries in chapters.items()}
-    everything = [verdict for verdicts in found.values() for verdict in verdicts]
-    rows = [
-        [f"[{title}](#{label(title)})", *(str(verdicts.count(v) or "") for v in VERDICTS)]
-        for title, verdicts in found.items()
-    ]
-    rows.append([f"**all {len(everything)}**", *(f"**{everything.count(v)}**" for v in VERDICTS)])
-    return table(["", *(badge(v) for v in VERDICTS)], rows, wide=False)
+def summary(claims: Mapping[str, Entry]) -> str:
+    """One row a section: its bar, and how many of its claims have each verdict; then all of them."""
+    groups: dict[str, list[Entry]] = {group: [] for group in GROUPS}
+    for name, entry in claims.items():
+        groups[group_of(name)].append(entry)
+    groups.pop("GEN-3")  # whose effects are those of the others
+    everything = [entry for entries in groups.values() for entry in entries]
+    rows = []
+    for link, entries in [
+        *((f"[{GROUPS[group][1]}](#{label(group)})", entries) for group, entries in groups.items()),
+        (f"**all {len(everything)}**", everything),
+    ]:
+        verdicts = Counter(entry["verdict"] for entry in entries)
+        rows.append([link, bar(sides(entries)), *(str(verdicts[name] or "") for name in VERDICTS)])
+    return f"{table(['', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
 
 
-def numbers(values: set[int]) -> str:
+def chapter_bar(notebook: Path) -> str:
+    """The head of a chapter: the bar of all its effects, and its claims by verdict."""
+    claims = chapter_claims(notebook)["claims"]
+    verdicts = Counter(entry["verdict"] for entry in claims.values())
+    counted = listed(f"{verdicts[name]} {name}" for name in VERDICTS if verdicts[name])
+    section = label(group_of(next(iter(claims))))
+    return (
+        f'<div class="claim-head">{bar(sides(claims.values()))}</div>\n\n'
+        f"Of its {{ref}}`{len(claims)} claims <{section}>` {counted}."
+    )
+
+
+# -- one claim ---------------------------------------------------------------------------------------
+
+
+def interval(effect: Entry) -> str:
+    """The ends of an effect's interval."""
+    if effect["low"] is None:
+        return "no interval"
+    low, high = effect["low"], effect["high"]
+    return "no spread" if low == high else f"{number(low)} to {number(high)}"
+
+
+def forest_row(effect: Entry, low: float, span: float) -> str:
+    """One effect: its setting, its interval on the scale from ``low``, its numbers, its side."""
+
+    def x(value: float | None, missing: float = 0) -> float:
+        return round(missing if value is None else 100 * min(max((value - low) / span, 0), 1), 1)
+
+    side, smallest = effect["side"], effect["smallest"]
+    start, end = x(-smallest), x(smallest)
+    band = f'<rect x="{start}" width="{end - start:.1f}" height="10"/>' if smallest else ""
+    line = f'<path d="M{x(effect["low"])} 5H{x(effect["high"], 100)}"/>'
+    plot = (
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" class="{side}" aria-hidden="true">{band}'
+        f'<path class="zero" d="M{x(0)} 0V10"/>{line}'
+        f'<path class="value" d="M{x(effect["value"])} 2V8"/></svg>'
+    )
+    value = f"{number(effect['value'])} {effect['unit']}".strip()
+    return (
+        f'<tr><th scope="row">{html.escape(effect["setting"])}</th><td>{plot}</td>'
+        f"<td>{value} ({interval(effect)})</td><td>{side}</td></tr>"
+    )
+
+
+def forest(effects: Sequence[Entry]) -> str:
+    """Effects as rows with their intervals on a common scale; those that were not run by name."""
+    run = [effect for effect in effects if effect["side"] != "not run"]
+    ends = [effect[end] for effect in run for end in ("low", "high", "value") if effect[end] is not None]
+    low, high = min(0, *ends, 0), max(0, *ends, 0)
+    pad = 0.04 * (high - low or 1)
+    columns = ("setting", "contradicts | agrees", "effect (95 % interval)", "side")
+    header = "".join(f'<th scope="col">{name}</th>' for name in columns)
+    rows = "".join(forest_row(effect, low - pad, high - low + 2 * pad) for effect in run)
+    shown = f'<table class="forest"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>'
+    absent = [effect["setting"] for effect in effects if effect["side"] == "not run"]
+    parts = [shown] * bool(run) + [f"**Not run**: {'; '.join(absent)}."] * bool(absent)
+    return "\n\n".join(parts)
+
+
+def numbers(values: Iterable[int]) -> str:
     """Numbers in words: 2, 5 and 10."""
-    return listed(f"{value:,}" for value in sorted(values))
+    return listed(f"{value:,}" for value in sorted(set(values)))
 
 
-def scale(entries: list[Entry]) -> str:
+def scale(configs: Sequence[Entry]) -> str:
     """Length, replicates, particles and data of the runs behind claims, from their configurations."""
-    configs = [record["config"] for entry in entries for record in entry["records"]]
     if not configs:
         return ""
-    experiment = configs[0]["experiment"]
-    paper, unit = PAPER_LENGTH[experiment]
-    lengths = {c.get("num_iterations") or epochs_after(c["num_stages"]) for c in configs}
+    paper, unit = PAPER_LENGTH[configs[0]["experiment"]]
+    lengths = {length(config) for config in configs}
     share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")
     data = f", {DATASETS[dataset].title}" if dataset else ""
     return (
         f"{numbers(lengths)} {unit}{share}{data}; {numbers(replicates)} "
-        f"replicate{'s' * (replicates != {1})}; K = {numbers({c['num_particles'] for c in configs})}"
+        f"replicate{'s' * (replicates != {1})}; K = {numbers(c['num_particles'] for c in configs)}"
     )
 
 
-def show_effect(effect: Entry) -> list[str]:
-    """The cells of one effect: its setting, its value with the interval, and whose side that is."""
-    value, low, high = effect["value"], effect["low"], effect["high"]
-    if low is None:
-        return [effect["setting"], minus(f"{value:.3g} (no interval)"), "open"]
-    interval = "no spread" if low == high else f"{low:.3g} to {high:.3g}"
-    return [effect["setting"], minus(f"{value:.3g} ({interval})"), side((value, low, high))]
-
-
-def show_record(record: Entry, url: str | None) -> str:
+def show_record(key: str, record: Entry, url: str | None) -> str:
     """A record's key, linked to its folder where that has an address."""
-    config, key = record["config"], f"`{record['key']}`"
+    config, shown = record["config"], f"`{key}`"
     if url and record["published"]:
-        key = f"[{key}]({url}/tree/main/book/results/{config['experiment']}/{record['key']})"
-    return f"{METHODS[config['method']].title}, K {config['num_particles']}: {key}"
+        shown = f"[{key}]({url}/tree/main/book/results/{config['experiment']}/{key})"
+    return f"{METHODS[config['method']].title}, K {config['num_particles']}: {shown}"
 
 
-def show_claim(name: str, entry: Entry, url: str | None) -> str:
-    """One claim, folded: its name, verdict and statement, and behind them all that they rest on."""
-    agree = [show_effect(effect)[2] for effect in entry["effects"]].count("agrees")
-    counted = f" ({agree}\u00a0of\u00a0{len(entry['effects'])})" if len(entry["effects"]) > 1 else ""
-    lines = [
-        f":::::{{dropdown}} **{name}** {badge(entry['verdict'])} {entry['says']}{counted}",
-        f":name: {name.lower()}",
-        ":class-container: claim",
-        "",
-        f"**In the paper**: {entry['source']}.",
-        "",
-        f"**Measured**: {entry['measured']}.",
-    ]
-    if how := scale([entry]):
-        lines += ["", f"**Scale**: {how}."]
+def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: Entry, url: str | None) -> str:
+    """One claim, folded: name, verdict, statement, bar and finding, and behind them all that they rest on."""
+    chips = dict.fromkeys(reason["kind"] for reason in entry["reasons"])
+    chips = "".join(f'<span class="claim-chip">{kind}</span>' for kind in chips)
+    title = (
+        f"**{name}** {badge(entry['verdict'])} {entry['says']} "
+        f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span>{chips}'
+    )
+    kind = f"verdict-{entry['verdict'].replace(' ', '-')} about-{group_of(name).lower()}"
+    lines = [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
+    if entry["reasons"]:
+        lines += ["**Why not all of it**:\n"]
+        lines += [f"- *{reason['kind']}*: {reason['says']}" for reason in entry["reasons"]] + [""]
+    lines += [f"**In the paper**: {entry['source']}.", "", f"**Measured**: {entry['measured']}.", ""]
+    if how := scale([records[key]["config"] for key in entry["records"]]):
+        lines += [f"**Scale**: {how}.", ""]
     if entry["shown"]:
         links = [f"{{numref}}`{s}`" if s.startswith("fig-") else f"{{ref}}`{s}`" for s in entry["shown"]]
-        lines += ["", f"**Shown in** {', '.join(links)}."]
+        lines += [f"**Shown in** {', '.join(links)}.", ""]
     if "parts" in entry:
-        parts = [f"[{part}](#{part.lower()}) {badge(v)}" for part, v in entry["parts"].items()]
-        lines += ["", f"**Parts**: {', '.join(parts)}."]
-    if entry["effects"]:
-        effects = [show_effect(effect) for effect in entry["effects"]]
-        lines += ["", table(["setting", "effect (95 % interval)", "the paper"], effects, wide=False)]
+        rows = [
+            [
+                f"[{part}](#{part.lower()})",
+                claims[part]["says"],
+                bar(sides([claims[part]])),
+                badge(claims[part]["verdict"]),
+            ]
+            for part in entry["parts"]
+        ]
+        lines += [table(["part", "says", "effects", "verdict"], rows, wide=False)]
+    elif entry["effects"]:
+        lines += [forest(entry["effects"])]
     if entry["records"]:
-        records = "; ".join(show_record(record, url) for record in entry["records"])
-        lines += ["", ":::{div} records", f"**Records**: {records}.", ":::"]
-    return "\n".join([*lines, ":::::"])
+        shown = "; ".join(show_record(key, records[key], url) for key in entry["records"])
+        lines += [
+            "",
+            "<details class='records'><summary>Records</summary>",
+            "",
+            f"{shown}.",
+            "",
+            "</details>",
+        ]
+    return "\n".join([*lines, "::::::"])
+
+
+def what_matters() -> str:
+    """The smallest difference that matters of every quantity, with the reason."""
+    rows = [
+        [name, number(quantity.smallest, sign=False) + f" {quantity.unit}", quantity.reason]
+        for name, quantity in QUANTITIES.items()
+    ]
+    return table(["quantity", "smallest difference that matters", "why"], rows, wide=False)
 
 
 def claims_page(stage: Path) -> str:
     """The generated part of the page; also writes ``claims.json`` beside it."""
-    chapters = read_claims(stage)
+    claims, records = read_ledger(stage)
     url = yaml.safe_load((stage / "_config.yml").read_text())["repository"]["url"] or None
-    flat = {name: entry for entries in chapters.values() for name, entry in entries.items()}
+    flat = {
+        name: entry | {"records": [{"key": key} | records[key] for key in entry["records"]]}
+        for name, entry in claims.items()
+    }
     (stage / "book/claims.json").write_text(json.dumps(flat, indent=1, ensure_ascii=False) + "\n")
-    parts = [summary(chapters)]
-    for title, entries in chapters.items():
-        parts.append(f"({label(title)})=\n## {title}")
-        chapter = next((name for name, heading in CHAPTERS.items() if heading == title), "01_background")
-        how = scale(list(entries.values()))
-        parts.append(f"Shown in {{doc}}`/notebooks/{chapter}`." + (f"\nScale: {how}." if how else ""))
-        parts += [show_claim(name, entry, url) for name, entry in entries.items()]
-        open_ones = {name for name, entry in entries.items() if entry["verdict"] in VERDICTS[1:3]}
-        reasons = [text for reason in REASONS.get(chapter, ()) if (text := reason(entries, open_ones))]
-        if reasons:
-            subject = title.split(" (")[0]
-            parts += [f"### Why not all of it: {subject[0].lower()}{subject[1:]}", *reasons]
+    parts = [summary(claims), '<div id="claim-filter"></div>']
+    for group, (chapter, title) in GROUPS.items():
+        own = {name: entry for name, entry in claims.items() if group_of(name) == group}
+        parts.append(f"({label(group)})=\n## {title}")
+        how = scale([records[key]["config"] for entry in own.values() for key in entry["records"]])
+        if chapter:
+            parts.append(f"Shown in {{doc}}`/notebooks/{chapter}`." + f"\nScale: {how}." * bool(how))
+        parts += [show_claim(name, entry, claims, records, url) for name, entry in own.items()]
     return "\n\n".join(parts)
+
+
+def first_page(stage: Path) -> str:
+    """The sums of the ledger, for the first page."""
+    return summary(read_ledger(stage)[0])

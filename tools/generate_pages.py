@@ -8,12 +8,13 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from claims_page import CHAPTERS, claims_page
+from claims_page import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
 from compare_methods import comparison
 from markup import table, text
 
@@ -234,10 +235,18 @@ def write_picture(notebook: Path, target: Path) -> None:
     )
 
 
-def verdicts(notebook: Path) -> str:
-    """What the notebook's cell of verdicts printed."""
-    (cell,) = (c for c in cells(notebook) if "verdicts" in c.metadata.get("tags", []))
-    return "```text\n" + "".join(output["text"] for output in cell.outputs) + "```"
+def put(path: Path, name: str, generate: Callable[[], str]) -> None:
+    """Replace the marker of a generated part in a page, or in the first cell of a notebook."""
+    marker = f"<!-- generated: {name} -->"
+    notebook = nbformat.read(path, as_version=4) if path.suffix == ".ipynb" else None
+    source = notebook.cells[0].source if notebook else path.read_text()
+    if marker not in source:
+        raise SystemExit(f"{path} has no line {marker}")
+    if notebook:
+        notebook.cells[0].source = source.replace(marker, generate())
+        nbformat.write(notebook, path)
+    else:
+        path.write_text(source.replace(marker, generate()))
 
 
 def finding(notebook: Path) -> str:
@@ -269,16 +278,15 @@ def main() -> None:
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
         ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
         *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in (notebook, *others)),
-        ("intro.md", "verdicts", lambda: verdicts(notebook)),
+        ("intro.md", "verdicts", lambda: first_page(folder.parent)),
         ("reproducibility.md", "machines", machines),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),
+        ("claims.md", "what matters", what_matters),
     ]
     for page, name, generate in parts:
-        path, marker = folder / page, f"<!-- generated: {name} -->"
-        source = path.read_text()
-        if marker not in source:
-            raise SystemExit(f"{path} has no line {marker}")
-        path.write_text(source.replace(marker, generate()))
+        put(folder / page, name, generate)
+    for path in (notebook, *others):
+        put(path, "verdicts", partial(chapter_bar, path))
 
 
 if __name__ == "__main__":

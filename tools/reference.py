@@ -18,6 +18,8 @@ from rwslib.methods import METHODS
 # Where a name is new again, or no link is wanted.
 STOPS = (nodes.section, nodes.entry, nodes.title, nodes.reference, nodes.document)
 
+NO_CLAIMS = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.raw)
+
 
 def entry_of(text: str, entries: Mapping[str, Any]) -> str | None:
     """The full name of the one entry that inline code names, with or without arguments, or None.
@@ -63,6 +65,52 @@ class LinkNames(SphinxPostTransform):
             code.replace_self(link)
 
 
+def claim_links(text: str, known: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """A text in pieces, each with the label of the claim that it names, or None.
+
+    A claim that is split, such as GMM-3 into GMM-3a and GMM-3b, is found at its first part.
+    """
+    pieces: list[tuple[str, str | None]] = []
+    for piece in re.split(r"\b((?:GMM|VAE|AIR|GEN)-\d+[a-z]?)\b", text):
+        labels = [name for name in (piece.lower(), piece.lower() + "a") if name in known]
+        pieces.append((piece, labels[0] if labels else None))
+    return [piece for piece in pieces if piece[0]]
+
+
+def takes_links(text: nodes.Text) -> bool:
+    """Whether a text is neither code nor part of a title, of what opens a claim, or of a link."""
+    above = text.parent
+    while above is not None:
+        if isinstance(above, NO_CLAIMS) or "sd-summary-title" in above.get("classes", ()):
+            return False
+        above = above.parent
+    return True
+
+
+class LinkClaims(SphinxPostTransform):
+    """Names of claims lead to the page of claims."""
+
+    default_priority = 900
+
+    def run(self, **kwargs: Any) -> None:
+        """Make the links of one page."""
+        known = self.env.get_domain("std").anonlabels
+        for text in list(self.document.findall(nodes.Text)):
+            pieces = claim_links(text.astext(), known)
+            if not any(label for _, label in pieces) or not takes_links(text):
+                continue
+            builder, here = self.app.builder, self.env.docname
+            text.parent.replace(
+                text,
+                [
+                    make_refnode(builder, here, *known[label], nodes.Text(piece), piece)
+                    if label
+                    else nodes.Text(piece)
+                    for piece, label in pieces
+                ],
+            )
+
+
 def link_code(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """In highlighted code, link names that are imported or come with their module, and estimators' calls."""
     if not page.startswith(("notebooks/", "book/architecture", "book/mistakes")):
@@ -98,5 +146,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to the build."""
     app.connect("autodoc-skip-member", skip_repetitions)
     app.add_post_transform(LinkNames)
+    app.add_post_transform(LinkClaims)
     app.connect("html-page-context", link_code)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

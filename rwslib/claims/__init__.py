@@ -1,32 +1,46 @@
-"""The paper's checkable statements as numbers: effects with bootstrap intervals, verdicts by rule.
+"""The paper's checkable statements as numbers: effects with intervals, verdicts by rule, computed reasons.
 
 An effect is signed so that *positive* agrees with the paper: a difference of medians over replicates (of
-means where there are only a few), or a logarithm of a ratio.  A claim whose methods or particle numbers
-were not run is "not run".
+means where there are only a few), most of them of logarithms where ratios matter.
 """
 
 from rwslib.claims.air import air_claims, without_failures
-from rwslib.claims.common import VERDICTS, Claim, claims_table, export, in_words, listed, side, sum_up
-from rwslib.claims.general import general_claims
+from rwslib.claims.effects import QUANTITIES, SIDES, Effect, Evidence, Quantity, in_words, listed
+from rwslib.claims.export import CARRIED, claims_table, export, finding, show_claims, verdicts_table
+from rwslib.claims.general import SUMS, general_claims
 from rwslib.claims.gmm import gmm_claims
+from rwslib.claims.reasons import Reason
+from rwslib.claims.rules import VERDICTS, Claim, Rule, judge, verdict
 from rwslib.claims.vae import vae_claims
 from rwslib.claims.words import lead, more_defence, more_particles
 
 __all__ = [
+    "CARRIED",
+    "QUANTITIES",
+    "SIDES",
+    "SUMS",
     "VERDICTS",
     "Claim",
+    "Effect",
+    "Evidence",
+    "Quantity",
+    "Reason",
+    "Rule",
     "air_claims",
     "claims_table",
     "export",
+    "finding",
     "general_claims",
     "gmm_claims",
     "in_words",
+    "judge",
     "lead",
     "listed",
     "more_defence",
     "more_particles",
-    "side",
-    "sum_up",
+    "show_claims",
     "vae_claims",
+    "verdict",
+    "verdicts_table",
     "without_failures",
 ]

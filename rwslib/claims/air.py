@@ -2,31 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
-from rwslib.claims.common import (
-    Cell,
-    Claim,
-    Effects,
-    Noted,
-    Rule,
-    Runs,
-    above,
-    gains,
-    improves,
-    judge,
-    noted_means,
-    particles,
-    pooled_means,
-    with_interval,
-)
+from rwslib.claims.effects import Effect, Evidence, Runs, title
+from rwslib.claims.rules import Claim, Rule, judge
 from rwslib.records import RunRecord
 
 BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
 USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number
 FAILED = 0.5  # count accuracy below which a run has not learned to count at all
+EVIDENCE, DIVERGENCE = "log evidence of scenes", "divergence on scenes"
 
 
-def without_failures(runs: Runs) -> dict[Cell, RunRecord]:
+def without_failures(runs: Runs) -> dict[tuple[str, int], RunRecord]:
     """Records without the replicates that are wrong about more than half of the counts; empty ones go."""
     kept = {}
     for cell, record in runs.items():
@@ -37,95 +25,132 @@ def without_failures(runs: Runs) -> dict[Cell, RunRecord]:
     return kept
 
 
+def beyond(evidence: Evidence, best: int) -> list[Effect]:
+    """Loss of VIMCO's log evidence with each step beyond the best number of particles."""
+    Ks = [best, *(K for K in evidence.particles if best < K)]
+    if len(Ks) < 2:
+        return [Effect(f"{title('vimco')}, more than {best} particles", EVIDENCE, (("vimco", best),))]
+    return [
+        evidence.effect(f"{title('vimco')}, K {a} to {b}", EVIDENCE, ("vimco", a), ("vimco", b))
+        for a, b in pairwise(Ks)
+    ]
+
+
+def unusable(evidence: Evidence) -> list[Effect]:
+    """How far VIMCO's count accuracy stays below that of a usable network, with the most particles."""
+    return [
+        evidence.effect(
+            f"{title('vimco')}, K {K}",
+            "counts that are right",
+            ("vimco", K),
+            combine=lambda a: -a,
+            margin=USABLE,
+        )
+        for K in evidence.particles[-1:]
+    ]
+
+
+def varied(evidence: Evidence) -> list[int]:
+    """Numbers of particles with which the variant was run; 5 without any."""
+    return [K for method, K in evidence.runs if method == "vimco_air2018"] or [5]
+
+
+MIDDLE, FIGURE = "Figure 1, middle", ("fig-air-figure1",)
+RULES = (
+    Rule(
+        "AIR-1",
+        MIDDLE,
+        "WW learns a better model with every step in particles",
+        "gain in log evidence of the test scenes with each step in particles, nats",
+        FIGURE,
+        lambda e: e.steps(EVIDENCE, "ww"),
+        ("GEN-3a",),
+    ),
+    Rule(
+        "AIR-2a",
+        MIDDLE,
+        f"VIMCO's model improves up to {BEST_K} particles",
+        f"gain in log evidence with each step up to {BEST_K} particles, nats",
+        FIGURE,
+        lambda e: e.steps(EVIDENCE, "vimco", BEST_K),
+    ),
+    Rule(
+        "AIR-2b",
+        MIDDLE,
+        f"VIMCO's model gets worse beyond {BEST_K} particles",
+        f"loss of log evidence with each step beyond {BEST_K} particles, nats",
+        FIGURE,
+        lambda e: beyond(e, BEST_K),
+        ("GEN-3b",),
+    ),
+    Rule(
+        "AIR-3",
+        "Figure 1, left",
+        "VIMCO's learning curves are noisier than WW's",
+        "logarithm of the ratio of the curves' roughness over their second half",
+        ("fig-air-curves",),
+        lambda e: e.above("log roughness of the curve", "vimco", "ww"),
+    ),
+    Rule(
+        "AIR-4",
+        "Figure 1, right",
+        "WW's inference network is closer to the posterior than VIMCO's",
+        "divergence from the posterior under VIMCO minus that under WW, nats",
+        FIGURE,
+        lambda e: e.above(DIVERGENCE, "vimco", "ww"),
+        ("GEN-3c",),
+    ),
+    Rule(
+        "AIR-5a",
+        "Figure 1, right",
+        "VIMCO's inference network gets worse with every step in particles",
+        "growth of its divergence from the posterior with each step in particles, nats",
+        FIGURE,
+        lambda e: e.steps(DIVERGENCE, "vimco"),
+        ("GEN-3b",),
+    ),
+    Rule(
+        "AIR-5b",
+        "conclusion",
+        "VIMCO's inference network is unusable at the largest number of particles",
+        f"{USABLE} minus the share of scenes whose objects it counts right",
+        ("fig-air-curves",),
+        unusable,
+    ),
+    Rule(
+        "AIR-6",
+        "text",
+        "with a Gaussian likelihood samples of the model do not resemble the data",
+        "distance between the pixels of the model's samples and of scenes, in units of intensity: with "
+        "a normal likelihood minus with the Bernoulli likelihood",
+        ("fig-air-likelihoods",),
+        lambda e: [e.effect("WW, K 5", "distance of pixel values", "normal", "Bernoulli")],
+        rests_on="likelihoods",
+    ),
+    Rule(
+        "AIR-7",
+        "ours",
+        "ours: VIMCO learns a better model than the variant in the authors' code",
+        "log evidence under VIMCO minus that under the variant, nats",
+        ("air-runs",),
+        lambda e: (
+            e.above(EVIDENCE, "vimco", "vimco_air2018", *(K for m, K in e.runs if m == "vimco_air2018"))
+            if any(method == "vimco_air2018" for method, _ in e.runs)
+            else []
+        ),
+    ),
+)
+
+
 def air_claims(runs: Runs, likelihoods: Mapping[str, RunRecord] | None = None) -> dict[str, Claim]:
-    """Claims AIR-1 to AIR-7, on attend, infer, repeat (section 4.1).
+    """The claims on attend, infer, repeat (section 4.1).
 
     Args:
-        runs: records of WW, VIMCO and, for AIR-7, of the ablation ``vimco_air2018``; a claim is judged on
-            the cells that are there.
+        runs: records of WW, VIMCO and, for AIR-7, of the ablation ``vimco_air2018``, by method and K.
         likelihoods: records that differ in the likelihood alone, "Bernoulli" and "normal", for AIR-6.
     """
-    used: set = set()
-    samples = Noted(likelihoods or {}, used)
-    names = ("log_marginal", "kl_q_p", "count_accuracy_sample")
-    log_marginal, kl, accuracy, noise = noted_means(runs, used, *names)
-    last = max(particles(runs, "vimco"), default=0)
-
-    def turns_down() -> Effects:
-        down = {
-            f"VIMCO, K {b} below {a}": with_interval(-gain)
-            for (a, b), gain in gains(log_marginal, "vimco").items()
-            if a >= BEST_K
-        }
-        return improves(log_marginal, "vimco", BEST_K) | down if down else {}
-
-    def unusable() -> Effects:
-        steps = gains(kl, "vimco")
-        if not steps:
-            return {}
-        return {
-            f"KL of VIMCO, K {last} above {min(steps)[0]}": with_interval(sum(steps.values())),
-            f"count accuracy of VIMCO below {USABLE}, K {last}": with_interval(
-                USABLE - accuracy["vimco", last]
-            ),
-        }
-
-    def unlike_the_data() -> Effects:
-        names = ("normal", "Bernoulli")
-        distance = pooled_means({name: samples[name].metrics["pixel_distance"] for name in names})
-        return {"WW, K 5": with_interval(distance["normal"] - distance["Bernoulli"])}
-
-    rules = {
-        "AIR-1": Rule(
-            "Figure 1, middle",
-            "WW learns a better model with every step in particles",
-            "gain in log evidence of the test scenes with each step in particles, nats",
-            ("fig-air-figure1",),
-            lambda: improves(log_marginal, "ww"),
-        ),
-        "AIR-2": Rule(
-            "Figure 1, middle",
-            f"VIMCO's model improves up to {BEST_K} particles and gets worse beyond",
-            "gain in log evidence with each step up to ten particles, loss with each later one, nats",
-            ("fig-air-figure1",),
-            turns_down,
-        ),
-        "AIR-3": Rule(
-            "Figure 1, left",
-            "VIMCO's learning curves are noisier than WW's",
-            "logarithm of the ratio of the curves' roughness over their second half",
-            ("fig-air-curves",),
-            lambda: above("log noise", noise, "vimco", "ww"),
-        ),
-        "AIR-4": Rule(
-            "Figure 1, right",
-            "WW's inference network is closer to the posterior than VIMCO's",
-            "KL from the posterior under VIMCO minus that under WW, nats",
-            ("fig-air-figure1",),
-            lambda: above("KL", kl, "vimco", "ww"),
-        ),
-        "AIR-5": Rule(
-            "conclusion",
-            "VIMCO's inference network is unusable at the largest number of particles",
-            "growth of its KL from the fewest particles to the most, nats; "
-            f"and how far its count accuracy stays below {USABLE}",
-            ("fig-air-figure1", "fig-air-curves"),
-            unusable,
-        ),
-        "AIR-6": Rule(
-            "text",
-            "with a Gaussian likelihood samples of the model do not resemble the data",
-            "distance between the pixels of the model's samples and of scenes, in units of intensity: with "
-            "a normal likelihood minus with the Bernoulli likelihood",
-            ("fig-air-likelihoods",),
-            unlike_the_data,
-        ),
-        "AIR-7": Rule(
-            "ours",
-            "ours: VIMCO learns a better model than the variant in the authors' code",
-            "log evidence under VIMCO minus that under the variant, nats",
-            ("air-runs",),
-            lambda: above("log evidence", log_marginal, "vimco", "vimco_air2018"),
-        ),
+    evidence = {
+        "runs": Evidence(runs, pooled=True),
+        "likelihoods": Evidence(likelihoods or {}, pooled=True),
     }
-    return judge(rules, used, {**runs, **samples})
+    return judge(RULES, evidence)

@@ -1,31 +1,318 @@
 """The claims about the mixture of Gaussians, section 4.3 of the paper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
 
-from rwslib.claims.common import (
-    Claim,
-    Effects,
-    Noted,
-    Rule,
-    Runs,
-    difference,
-    judge,
-    median,
-    title,
-    union,
-)
-from rwslib.evaluation import bootstrap
-from rwslib.models.gmm import NUM_CATEGORIES
+from rwslib.claims.effects import Effect, Evidence, Runs, title
+from rwslib.claims.rules import Claim, Rule, judge
 from rwslib.records import RunRecord
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
+OTHERS = ("ws", "ww", *BOUND_METHODS)  # than δ-WW
+TERMS, SLOPES, BIAS = "log ratio of the two terms", "slope of the signal-to-noise ratio", "bias"
 
 
-def within_factor_two(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.log(2) - abs(np.log(median(a) / median(b)))
+def ends(evidence: Evidence) -> tuple[int, ...]:
+    """The fewest and the most particles, once where they are the same; none without runs."""
+    Ks = evidence.particles
+    return tuple(dict.fromkeys((Ks[0], Ks[-1]))) if Ks else ()
+
+
+def few(evidence: Evidence) -> tuple[int, ...]:
+    """The fewest particles."""
+    return ends(evidence)[:1]
+
+
+def many(evidence: Evidence) -> tuple[int, ...]:
+    """The most particles."""
+    return ends(evidence)[-1:]
+
+
+def steps(evidence: Evidence, quantity: str, methods: Sequence[str], sign: int) -> list[Effect]:
+    """Rise (or fall) of a quantity with each step in particles, under each method."""
+    return [effect for method in methods for effect in evidence.steps(quantity, method, sign=sign)]
+
+
+def quieter(evidence: Evidence, quiet: Sequence[str], loud: Sequence[str]) -> list[Effect]:
+    """Log ratio of the gradients' spreads, by K."""
+    return [
+        effect
+        for a, b in product(quiet, loud)
+        for effect in evidence.above("log spread of the gradient", b, a)
+    ]
+
+
+def worse(
+    evidence: Evidence, quantity: str, those: Sequence[str], than: Sequence[str], *Ks: int
+) -> list[Effect]:
+    """Excess of a quantity under some methods over that under others, by K."""
+    return [
+        effect for a, b in product(those, than) if a != b for effect in evidence.above(quantity, a, b, *Ks)
+    ]
+
+
+def gives_up(evidence: Evidence, methods: Sequence[str], Ks: Sequence[int], sign: int = 1) -> list[Effect]:
+    """Number of categories given up, minus half of one; with the other sign where ``sign`` is -1."""
+    what = "gives some up" if sign > 0 else "keeps all"
+    return [
+        evidence.effect(
+            f"{title(method)} {what}, K {K}",
+            "categories given up",
+            (method, K),
+            combine=lambda lost: sign * lost,
+            margin=-sign * 0.5,
+        )
+        for method, K in product(methods, Ks)
+    ]
+
+
+def within_factor_two(evidence: Evidence) -> list[Effect]:
+    """How far the error at each δ stays within a factor of two of that at δ = 0.2."""
+    return [
+        evidence.effect(
+            f"δ = {delta}, K {K}",
+            "log error of p",
+            (delta, K),
+            (0.2, K),
+            combine=lambda a, b: -abs(a - b),
+            margin=np.log(2),
+        )
+        for delta, K in evidence.runs
+        if delta != 0.2
+    ]
+
+
+def louder_terms(evidence: Evidence) -> list[Effect]:
+    """Log ratio of the spreads of the two terms of Eq. 2, by K."""
+    return [
+        evidence.effect(f"K {K}", TERMS, ("reinforce", K), combine=lambda a: a) for K in evidence.particles
+    ]
+
+
+def slope(evidence: Evidence, part: str, target: float) -> list[Effect]:
+    """A tenth minus the distance of a slope from its target."""
+    return [
+        evidence.effect("five sets of draws", SLOPES, part, combine=lambda s: -abs(s - target), margin=0.1)
+    ]
+
+
+def bias_falls(evidence: Evidence) -> list[Effect]:
+    """Fall of the norm of the bias with each step in particles."""
+    Ks = sorted(evidence.given.get(BIAS, {}))
+    return [evidence.effect(f"K {a} to {b}", BIAS, a, b) for a, b in pairwise(Ks)]
+
+
+def replace_setting(effect: Effect, quantity: str) -> Effect:
+    """The effect with its quantity in front of its setting."""
+    return replace(effect, setting=f"{quantity}: {effect.setting}")
+
+
+TOP, MIDDLE, BOTTOM = "Figure 4, top", "Figure 4, middle", "Figure 4, bottom"
+FIGURE, SUPPORT = ("fig-figure4",), ("fig-support", "fig-figure5")
+GIVEN_UP = "number of categories given up at the end, minus half of one"
+P_ABOVE = "median final error of p(z) under the one method minus that under the other"
+RULES = (
+    Rule(
+        "GMM-1",
+        TOP,
+        "WS and WW learn better mixture weights with more particles",
+        "fall of the median final error of p(z) with each step in particles",
+        FIGURE,
+        lambda e: steps(e, "error of p", ("ws", "ww"), -1),
+        ("GEN-3a",),
+    ),
+    Rule(
+        "GMM-2",
+        TOP,
+        "methods that climb the bound learn worse mixture weights with more particles",
+        "rise of the median final error of p(z) with each step in particles",
+        FIGURE,
+        lambda e: steps(e, "error of p", BOUND_METHODS, 1),
+        ("GEN-3b",),
+    ),
+    Rule(
+        "GMM-3a",
+        MIDDLE,
+        "inference networks get better with more particles under WS and WW",
+        "fall of the median final error of q(z | x) with each step in particles",
+        FIGURE,
+        lambda e: steps(e, "error of q", ("ws", "ww"), -1),
+        ("GEN-3a",),
+    ),
+    Rule(
+        "GMM-3b",
+        MIDDLE,
+        "inference networks get worse with more particles under methods that climb the bound",
+        "rise of the median final error of q(z | x) with each step in particles",
+        FIGURE,
+        lambda e: steps(e, "error of q", BOUND_METHODS, 1),
+        ("GEN-3b",),
+    ),
+    Rule(
+        "GMM-4",
+        BOTTOM,
+        "WW and WS have lower gradient variance than the bound's score-function estimators",
+        "logarithm of the ratio of the gradients' spreads, averaged over training",
+        FIGURE,
+        lambda e: quieter(e, ("ww", "ws"), ("reinforce", "relax", "vimco")),
+    ),
+    Rule(
+        "GMM-5a",
+        BOTTOM,
+        "Concrete has a quieter gradient than VIMCO",
+        "logarithm of the ratio of the gradients' spreads, averaged over training",
+        FIGURE,
+        lambda e: quieter(e, ("concrete",), ("vimco",)),
+    ),
+    Rule(
+        "GMM-5b",
+        TOP,
+        "Concrete learns worse mixture weights than VIMCO",
+        P_ABOVE,
+        FIGURE,
+        lambda e: worse(e, "error of p", ("concrete",), ("vimco",)),
+    ),
+    Rule(
+        "GMM-6",
+        TOP,
+        "WS ends worst, Concrete aside",
+        P_ABOVE,
+        FIGURE,
+        lambda e: worse(e, "error of p", ("ws",), ("ww", "dww", "reinforce", "vimco", "relax")),
+    ),
+    Rule(
+        "GMM-7a",
+        TOP,
+        "WW learns the best model with many particles, δ-WW aside",
+        P_ABOVE,
+        FIGURE,
+        lambda e: worse(e, "error of p", OTHERS, ("ww",), *many(e)),
+        ("GEN-3c",),
+    ),
+    Rule(
+        "GMM-7b",
+        TOP,
+        "WW learns fastest with many particles, δ-WW aside",
+        "difference of the iterations until the error of p(z) is below 0.05, in per cent of the run; "
+        "twice the run where it never is",
+        FIGURE,
+        lambda e: worse(e, "time until the error of p is 0.05", OTHERS, ("ww",), *many(e)),
+        ("GEN-3c",),
+    ),
+    Rule(
+        "GMM-8",
+        "Figures 4 and 5",
+        "WW loses categories with few particles",
+        GIVEN_UP,
+        SUPPORT,
+        lambda e: gives_up(e, ("ww",), few(e)),
+    ),
+    Rule(
+        "GMM-9a",
+        "Figures 4 and 5",
+        "δ-WW keeps all categories with few particles",
+        "half a category minus the number given up",
+        SUPPORT,
+        lambda e: gives_up(e, ("dww",), few(e), -1),
+    ),
+    Rule(
+        "GMM-9b",
+        "Figure 4, top and middle",
+        "δ-WW is best with few particles",
+        "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
+        FIGURE,
+        lambda e: [
+            replace_setting(effect, quantity)
+            for quantity in ("error of p", "error of q")
+            for effect in worse(e, quantity, OTHERS, ("dww",), *e.particles[:2])
+        ],
+    ),
+    Rule(
+        "GMM-10",
+        "Figure 5",
+        "WS loses categories with few and with many particles",
+        GIVEN_UP,
+        SUPPORT,
+        lambda e: gives_up(e, ("ws",), ends(e)),
+    ),
+    Rule(
+        "GMM-11",
+        "Figure 5",
+        "VIMCO and REINFORCE lose categories with few particles",
+        GIVEN_UP,
+        SUPPORT,
+        lambda e: gives_up(e, ("vimco", "reinforce"), few(e)),
+    ),
+    Rule(
+        "GMM-12a",
+        "Figure 5",
+        "with many particles only WS loses categories",
+        "number of categories given up by WS minus half of one; for the others with the other sign",
+        SUPPORT,
+        lambda e: gives_up(e, ("ws",), many(e)) + gives_up(e, ("ww", "dww", *BOUND_METHODS), many(e), -1),
+    ),
+    Rule(
+        "GMM-12b",
+        "Figure 5",
+        "with many particles bound-climbing methods end worse than WW and δ-WW",
+        P_ABOVE,
+        FIGURE,
+        lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), *many(e)),
+        ("GEN-3c",),
+    ),
+    Rule(
+        "GMM-13",
+        "text",
+        "δ-WW is robust to δ: errors within a factor of two of those at δ = 0.2",
+        "logarithm of two, minus the distance of the logarithms of the median final errors of p(z)",
+        ("gmm-delta",),
+        within_factor_two,
+        rests_on="delta sweep",
+    ),
+    Rule(
+        "GMM-14a",
+        "text",
+        "term 1 dominates REINFORCE's variance",
+        "logarithm of the ratio of the terms' spreads at the trained parameters",
+        ("gmm-terms",),
+        louder_terms,
+    ),
+    Rule(
+        "GMM-14b",
+        "text",
+        "term 1 dominates REINFORCE's variance the more, the more particles there are",
+        "growth of the logarithm of the ratio of the terms' spreads with each step in particles",
+        ("gmm-terms",),
+        lambda e: e.steps(TERMS, "reinforce"),
+    ),
+    Rule(
+        "GMM-15a",
+        "text, after Rainforth et al. (2018)",
+        "theta's signal-to-noise ratio rises like the square root of K, to within 0.1",
+        "a tenth, minus the distance of the fitted slope from 1/2, on a model with a normal latent",
+        ("gmm-snr",),
+        lambda e: slope(e, "theta", 0.5),
+    ),
+    Rule(
+        "GMM-15b",
+        "text, after Rainforth et al. (2018)",
+        "phi's signal-to-noise ratio falls like one over the square root of K, to within 0.1",
+        "a tenth, minus the distance of the fitted slope from −1/2, on a model with a normal latent",
+        ("gmm-snr",),
+        lambda e: slope(e, "phi", -0.5),
+    ),
+    Rule(
+        "GMM-16",
+        "text, at Eq. 5",
+        "wake-phi's bias falls with K",
+        "fall of the norm of the bias with each step in particles, by enumeration up to three",
+        ("gmm-bias",),
+        bias_falls,
+    ),
+)
 
 
 def gmm_claims(
@@ -35,227 +322,18 @@ def gmm_claims(
     snr_slopes: np.ndarray,
     bias: Mapping[int, float],
 ) -> dict[str, Claim]:
-    """Claims GMM-1 to GMM-16, on the mixture of section 4.3.
+    """The claims on the mixture of section 4.3.
 
     Args:
-        runs: the records of Figure 4.
+        runs: the records of Figure 4, by method and K.
         delta_sweep: δ-WW's records by (delta, K).
         term_std: standard deviations of the two terms of Eq. 2, ``[R, 2]`` by K.
         snr_slopes: slopes for theta and phi, ``[groups, 2]``.
         bias: size of wake-phi's bias by K.
     """
-    used: set = set()
-    records = {**runs, **delta_sweep}
-    runs, delta_sweep = Noted(runs, used), Noted(delta_sweep, used)
-    particles = sorted({K for _, K in runs})
-    first, last = particles[0], particles[-1]
-    errors = ("prior_l2", "posterior_l2")
-
-    def final(metric: str, method: str, K: int) -> np.ndarray:
-        return runs[method, K].metrics[f"{metric}_final"]
-
-    def spread(method: str, K: int) -> np.ndarray:
-        return runs[method, K].metrics["phi_gradient_std"].mean(axis=1)
-
-    def falls(metric: str, *methods: str) -> Effects:
-        return {
-            f"{title(m)}, K {a} to {b}": difference(final(metric, m, a), final(metric, m, b))
-            for m, (a, b) in product(methods, pairwise(particles))
-        }
-
-    def rises(metric: str, *methods: str) -> Effects:
-        return {
-            f"{title(m)}, K {first} to {last}": difference(final(metric, m, last), final(metric, m, first))
-            for m in methods
-        }
-
-    def above(metric: str, worse: str, better: str, K: int) -> Effects:
-        name = {"prior_l2": "error of p", "posterior_l2": "error of q"}[metric]
-        label = f"{name}: {title(worse)} above {title(better)}, K {K}"
-        return {label: difference(final(metric, worse, K), final(metric, better, K))}
-
-    def gives_up(method: str, K: int) -> Effects:
-        support = final("support_size", method, K)
-        return {f"{title(method)}, K {K}": bootstrap(lambda s: NUM_CATEGORIES - median(s), support)}
-
-    def keeps_all(method: str, K: int) -> Effects:
-        support = final("support_size", method, K)
-        least = NUM_CATEGORIES - 0.5
-        return {f"{title(method)} keeps all, K {K}": bootstrap(lambda s: median(s) - least, support)}
-
-    def quieter(a: str, b: str, K: int) -> Effects:
-        return {
-            f"log ratio of spreads: {title(a)} below {title(b)}, K {K}": bootstrap(
-                lambda u, v: np.log(median(u) / median(v)), spread(b, K), spread(a, K)
-            )
-        }
-
-    def reaches(method: str, K: int) -> np.ndarray:
-        """First logged iteration with a prior error below 0.05; twice the length where never."""
-        metrics = runs[method, K].metrics
-        below = metrics["prior_l2"] < 0.05
-        iteration = metrics["iteration"]
-        return np.where(below.any(axis=1), iteration[below.argmax(axis=1)], 2 * iteration[-1])
-
-    def sooner(a: str, b: str, K: int) -> Effects:
-        label = f"iterations to 0.05: {title(a)} before {title(b)}, K {K}"
-        return {label: difference(reaches(b, K), reaches(a, K))}
-
-    def robust() -> Effects:
-        errors = {cell: delta_sweep[cell].metrics["prior_l2_final"] for cell in delta_sweep}
-        return {
-            f"δ = {delta}, K {K}": bootstrap(within_factor_two, error, errors[0.2, K])
-            for (delta, K), error in errors.items()
-            if delta != 0.2
-        }
-
-    def louder() -> Effects:
-        ratio = {K: np.log(term_std[K][:, 0] / term_std[K][:, 1]) for K in particles if runs["reinforce", K]}
-        level = {f"term 1 above term 2, K {K}": bootstrap(median, ratio[K]) for K in particles}
-        growth = {f"more so, K {a} to {b}": difference(ratio[b], ratio[a]) for a, b in pairwise(particles)}
-        return level | growth
-
-    def slopes() -> Effects:
-        return {
-            name: bootstrap(lambda s, target=target: 0.1 - abs(s.mean(axis=-1) - target), snr_slopes[:, i])
-            for i, (name, target) in enumerate({"theta": 0.5, "phi": -0.5}.items())
-        }
-
-    def bias_falls() -> Effects:
-        return {f"K {a} to {b}": (bias[a] - bias[b],) * 3 for a, b in pairwise(sorted(bias))}
-
-    rules = {
-        "GMM-1": Rule(
-            "Figure 4, top",
-            "WS and WW learn better mixture weights with more particles",
-            "fall of the median final error of p(z) with each step in particles",
-            ("fig-figure4",),
-            lambda: falls("prior_l2", "ws", "ww"),
-        ),
-        "GMM-2": Rule(
-            "Figure 4, top",
-            "methods that climb the bound learn worse mixture weights with more particles",
-            "rise of the median final error of p(z) from the fewest particles to the most",
-            ("fig-figure4",),
-            lambda: rises("prior_l2", *BOUND_METHODS),
-        ),
-        "GMM-3": Rule(
-            "Figure 4, middle",
-            "inference networks get better with more particles under WS and WW, and worse under the bound",
-            "as GMM-1 and GMM-2, with the median final error of q(z | x)",
-            ("fig-figure4",),
-            lambda: falls("posterior_l2", "ws", "ww") | rises("posterior_l2", *BOUND_METHODS),
-        ),
-        "GMM-4": Rule(
-            "Figure 4, bottom",
-            "WW and WS have lower gradient variance than the bound's score-function estimators",
-            "logarithm of the ratio of the gradients' spreads, averaged over training",
-            ("fig-figure4",),
-            lambda: union(
-                quieter(a, b, K)
-                for a, b, K in product(("ww", "ws"), ("reinforce", "relax", "vimco"), particles)
-            ),
-        ),
-        "GMM-5": Rule(
-            "Figure 4, bottom and top",
-            "Concrete has a quiet gradient and learns poorly",
-            "logarithm of the ratio of spreads, and difference of the median final errors of p(z)",
-            ("fig-figure4",),
-            lambda: union(
-                quieter("concrete", "vimco", K) | above("prior_l2", "concrete", "vimco", K) for K in particles
-            ),
-        ),
-        "GMM-6": Rule(
-            "Figure 4, top",
-            "WS ends worst, Concrete aside",
-            "median final error of p(z) under WS minus that under another method",
-            ("fig-figure4",),
-            lambda: union(
-                above("prior_l2", "ws", m, K)
-                for m, K in product(("ww", "dww", "reinforce", "vimco", "relax"), particles)
-            ),
-        ),
-        "GMM-7": Rule(
-            "Figure 4, top",
-            "WW learns the best model fastest with many particles, δ-WW aside",
-            "difference of the median final errors of p(z), and of the iterations until it is below 0.05",
-            ("fig-figure4",),
-            lambda: union(
-                above("prior_l2", m, "ww", last) | sooner("ww", m, last) for m in ("ws", *BOUND_METHODS)
-            ),
-        ),
-        "GMM-8": Rule(
-            "Figures 4 and 5",
-            "WW loses categories with few particles",
-            "number of categories given up at the end, median",
-            ("fig-support", "fig-figure5"),
-            lambda: gives_up("ww", first),
-        ),
-        "GMM-9": Rule(
-            "Figures 4 and 5",
-            "δ-WW removes that and is best with few particles",
-            "half a category minus the number given up, and differences of the median final errors",
-            ("fig-support", "fig-figure4"),
-            lambda: (
-                keeps_all("dww", first)
-                | union(
-                    above(metric, m, "dww", K)
-                    for metric, m, K in product(errors, ("ws", "ww", *BOUND_METHODS), particles[:2])
-                )
-            ),
-        ),
-        "GMM-10": Rule(
-            "Figure 5",
-            "WS loses categories with few and with many particles",
-            "number of categories given up at the end, median",
-            ("fig-support", "fig-figure5"),
-            lambda: gives_up("ws", first) | gives_up("ws", last),
-        ),
-        "GMM-11": Rule(
-            "Figure 5",
-            "VIMCO and REINFORCE lose categories with few particles",
-            "number of categories given up at the end, median",
-            ("fig-support", "fig-figure5"),
-            lambda: gives_up("vimco", first) | gives_up("reinforce", first),
-        ),
-        "GMM-12": Rule(
-            "Figure 5",
-            "with many particles only WS loses categories, and bound-climbing methods end worse",
-            "number of categories given up or kept, and differences of the median final errors of p(z)",
-            ("fig-support", "fig-figure4"),
-            lambda: (
-                gives_up("ws", last)
-                | union(keeps_all(m, last) for m in ("ww", "dww", *BOUND_METHODS))
-                | union(above("prior_l2", m, w, last) for m, w in product(BOUND_METHODS, ("ww", "dww")))
-            ),
-        ),
-        "GMM-13": Rule(
-            "text",
-            "δ-WW is robust to δ: errors within a factor of two of those at δ = 0.2",
-            "logarithm of two, minus the distance of the logarithms of the median final errors of p(z)",
-            ("gmm-delta",),
-            robust,
-        ),
-        "GMM-14": Rule(
-            "text",
-            "term 1 dominates REINFORCE's variance, more so with more particles",
-            "logarithm of the ratio of the terms' spreads at the trained parameters, and its growth",
-            ("gmm-terms",),
-            louder,
-        ),
-        "GMM-15": Rule(
-            "text, after Rainforth et al. (2018)",
-            "signal-to-noise slopes are +1/2 for theta and −1/2 for phi, within 0.1",
-            "a tenth, minus the distance of the fitted slope, on a model with a normal latent",
-            ("gmm-snr",),
-            slopes,
-        ),
-        "GMM-16": Rule(
-            "text, at Eq. 5",
-            "wake-phi's bias falls with K",
-            "fall of the norm of the bias with each step in particles, by enumeration up to three",
-            ("gmm-bias",),
-            bias_falls,
-        ),
+    given = {
+        TERMS: {("reinforce", K): np.log(v[:, 0] / v[:, 1]) for K, v in term_std.items()},
+        SLOPES: {"theta": snr_slopes[:, 0], "phi": snr_slopes[:, 1]} if len(snr_slopes) else {},
+        BIAS: dict(bias),
     }
-    return judge(rules, used, records)
+    return judge(RULES, {"runs": Evidence(runs, given=given), "delta sweep": Evidence(delta_sweep)})

@@ -2,23 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
-from rwslib.claims.common import (
-    Effect,
-    Effects,
-    Runs,
-    difference,
-    in_words,
-    listed,
-    particles,
-    pooled_means,
-    side,
-    title,
-    with_interval,
-)
+from rwslib.claims.effects import Effect, Effects, Evidence, Runs, in_words, listed, title
 from rwslib.claims.gmm import BOUND_METHODS
 from rwslib.records import RunRecord
 
-GMM_ERRORS = {"prior_l2_final": "model", "posterior_l2_final": "inference network"}
+GMM_ERRORS = {"error of p": "model", "error of q": "inference network"}
 
 
 def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: str, where: str) -> str:
@@ -31,13 +19,14 @@ def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: s
     }
     found: dict[str, list[object]] = {}
     for label, effect in effects:
-        found.setdefault(side(effect), []).append(label)
+        found.setdefault(effect.side, []).append(label)
     return ", ".join(f"{how} {listed(found[name])}" for name, how in words.items() if name in found)
 
 
 def with_ends(effect: Effect, digits: int) -> str:
     """A value with its interval: "+0.25 (+0.24 to +0.35)"."""
-    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in effect)  # no "-0.000"
+    ends = (effect.value, effect.low, effect.high)
+    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in ends)  # no "-0.000"
     return f"{value} ({low} to {high})"
 
 
@@ -47,13 +36,13 @@ def more_particles(runs: Runs) -> str:
     From the fewest particles to the most, and from the second fewest to the most: where one starts to count
     decides the answer.
     """
-    methods = [method for method in BOUND_METHODS if particles(runs, method)]
-    Ks = particles(runs, *methods) if methods else []
+    evidence = Evidence(runs)
+    methods = [m for m in BOUND_METHODS if any(method == m for method, _ in evidence.runs)]
+    Ks = [K for K in evidence.particles if methods and all((m, K) in evidence.runs for m in methods)]
     lines = []
     for few in Ks[:-1][:2]:
-        for metric, name in GMM_ERRORS.items():
-            ends = {m: [runs[m, K].metrics[metric] for K in (Ks[-1], few)] for m in methods}
-            rises = [(title(method), difference(*errors)) for method, errors in ends.items()]
+        for quantity, name in GMM_ERRORS.items():
+            rises = [(title(m), evidence.effect("", quantity, (m, Ks[-1]), (m, few))) for m in methods]
             found = grouped(rises, "ends worse", "ends better", "under")
             lines.append(f"From {few} to {Ks[-1]} particles the {name} {found}.")
     return "\n".join(lines)
@@ -66,14 +55,14 @@ def more_defence(delta_sweep: Mapping[tuple[float, int], RunRecord | None], robu
         delta_sweep: δ-WW's records by (delta, K).
         robust: the effects of GMM-13.
     """
-    found = {cell: record.metrics for cell, record in delta_sweep.items() if record}
+    evidence = Evidence(delta_sweep)
     lines = []
-    for K in sorted({K for _, K in found}):
-        deltas = sorted(delta for delta, num_particles in found if num_particles == K)
-        ends = [found[delta, K] for delta in (deltas[-1], deltas[0])]
+    for K in sorted({K for _, K in evidence.runs}):
+        deltas = sorted(delta for delta, num_particles in evidence.runs if num_particles == K)
+        ends = [(delta, K) for delta in (deltas[-1], deltas[0])]
         changes = [
-            f"that of the {name} by {with_ends(difference(*(metrics[metric] for metrics in ends)), 3)}"
-            for metric, name in GMM_ERRORS.items()
+            f"that of the {name} by {with_ends(evidence.effect('', quantity, *ends), 3)}"
+            for quantity, name in GMM_ERRORS.items()
         ]
         settled = in_words({label: e for label, e in robust.items() if label.endswith(f"K {K}")})
         lines.append(
@@ -88,10 +77,17 @@ def lead(runs: Runs, a: str, b: str) -> str:
 
     Replicates are few, so cells share their spread, as in the claims about images and scenes.
     """
+    evidence = Evidence({cell: record for cell, record in runs.items() if cell[1] > 1}, pooled=True)
+    scenes = any("count_accuracy_sample" in record.metrics for record in evidence.runs.values())
+    what = "scenes" if scenes else "images"
+    names = {
+        f"log evidence of {what}": "log evidence",
+        f"divergence on {what}": "divergence from its posterior",
+    }
     lines = []
-    for metric, name in {"log_marginal": "log evidence", "kl_q_p": "divergence from its posterior"}.items():
-        means = pooled_means({cell: record.metrics[metric] for cell, record in runs.items() if cell[1] > 1})
-        gaps = {K: with_interval(means[a, K] - means[b, K]) for K in particles(means, a, b)}
+    for quantity, name in names.items():
+        effects = {K: evidence.effect("", quantity, (a, K), (b, K)) for K in evidence.particles}
+        gaps = {K: effect for K, effect in effects.items() if effect.side != "not run"}
         if gaps:
             found = grouped(gaps.items(), f"is above {title(b)}'s", f"is below {title(b)}'s", "at K =")
             last = f"at K = {max(gaps)} the difference is {with_ends(gaps[max(gaps)], 1)} nats"

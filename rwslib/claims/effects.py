@@ -1,0 +1,314 @@
+"""Effects: how far runs differ, how sure that is, whether it matters, and whose side it is on."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rwslib.methods import METHODS
+from rwslib.models.gmm import NUM_CATEGORIES
+from rwslib.records import RunRecord
+
+Cell = Hashable  # mostly (method, num_particles)
+Runs = Mapping[Any, RunRecord | None]
+
+NUM_RESAMPLES = 2000
+SIDES = {  # of an effect; what one and several of them do
+    "agrees": ("agrees with the paper", "agree with the paper"),
+    "tie": ("is a tie", "are ties"),
+    "open": ("is open", "are open"),
+    "contradicts": ("contradicts it", "contradict it"),
+    "not run": ("was not run", "were not run"),
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is measured.
+
+    Attributes:
+        unit: of its values and differences.
+        smallest: the smallest difference that matters; 0 where every difference does.
+        reason: why that one.
+        values: takes the replicates' values ``[R]`` from a record; None where they come from elsewhere.
+    """
+
+    unit: str
+    smallest: float
+    reason: str
+    values: Callable[[RunRecord], np.ndarray] | None = None
+
+
+def metric(name: str) -> Callable[[RunRecord], np.ndarray]:
+    """The final values of one metric."""
+    return lambda record: record.metrics[name]
+
+
+def log_spread(record: RunRecord) -> np.ndarray:
+    """Logarithm of the spread of phi's gradient, averaged over training ``[R]``."""
+    return np.log(record.metrics["phi_gradient_std"].mean(axis=1))
+
+
+def time_to_learn(record: RunRecord, error: float = 0.05) -> np.ndarray:
+    """When the error of p(z) is first below 0.05, in per cent of the run ``[R]``; 200 where never."""
+    below, iteration = record.metrics["prior_l2"] < error, record.metrics["iteration"]
+    first = np.where(below.any(axis=1), iteration[below.argmax(axis=1)], 2 * iteration[-1])
+    return 100 * first / iteration[-1]
+
+
+def log_curve_noise(record: RunRecord) -> np.ndarray:
+    """Logarithm of the noise on each replicate's training curve ``[R]``: its roughness in the second half.
+
+    Second differences remove the trend; that of independent noise has six times its variance.
+    NaN where the curve is too short.
+    """
+    curve = record.metrics["train_bound"]
+    rough = np.diff(curve[:, curve.shape[1] // 2 :], n=2)
+    return np.log(rough.std(axis=1) / np.sqrt(6)) if rough.shape[1] > 2 else np.full(len(curve), np.nan)
+
+
+_PROBABILITIES = "it moves each of the twenty probabilities by 0.002 on average, a twentieth of their mean"
+_TENTH = "ten per cent of spread are worth a fifth more data per step"
+_IMAGES = "two published runs of this model with 50 particles differ by 0.13 nats"
+_SCENES = "one per cent of a scene's log evidence, which is about -100 nats"
+_EXACT = "computed without noise: every difference counts"
+QUANTITIES = {
+    "error of p": Quantity("", 0.01, _PROBABILITIES, metric("prior_l2_final")),
+    "error of q": Quantity("", 0.01, _PROBABILITIES, metric("posterior_l2_final")),
+    "log spread of the gradient": Quantity("", math.log(1.1), _TENTH, log_spread),
+    "time until the error of p is 0.05": Quantity(
+        "% of the run", 1, "curves are logged a hundred times a run", time_to_learn
+    ),
+    "categories given up": Quantity(
+        "categories",
+        0.5,
+        "they are whole numbers",
+        lambda record: NUM_CATEGORIES - record.metrics["support_size_final"],
+    ),
+    "log error of p": Quantity(
+        "", math.log(1.1), "ten per cent of an error", lambda r: np.log(r.metrics["prior_l2_final"])
+    ),
+    "log ratio of the two terms": Quantity("", math.log(1.1), _TENTH),
+    "slope of the signal-to-noise ratio": Quantity("", 0, "the claim has its own tolerance"),
+    "bias": Quantity("", 0, _EXACT),
+    "rounding": Quantity("", 0, _EXACT),
+    "log evidence of images": Quantity("nats", 0.1, _IMAGES, metric("log_marginal")),
+    "divergence on images": Quantity("nats", 0.1, _IMAGES, metric("kl_q_p")),
+    "active units": Quantity("units", 0.5, "they are whole numbers", metric("active_units")),
+    "log roughness of the curve": Quantity("", math.log(1.1), "ten per cent of roughness", log_curve_noise),
+    "log evidence of scenes": Quantity("nats", 1, _SCENES, metric("log_marginal")),
+    "divergence on scenes": Quantity("nats", 1, _SCENES, metric("kl_q_p")),
+    "counts that are right": Quantity("", 0.01, "one scene of a hundred", metric("count_accuracy_sample")),
+    "distance of pixel values": Quantity(
+        "", 0.01, "less than three of 255 levels of grey", metric("pixel_distance")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """By how much runs differ in one setting, signed so that positive agrees with the paper.
+
+    Attributes:
+        setting: what is compared.
+        quantity: a name in ``QUANTITIES``.
+        cells: of the runs that it rests on.
+        value: NaN where a run is missing.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        smallest: the smallest difference that matters; 0 where the claim has a margin of its own.
+        levels: the quantity in each cell.
+        replicates: harmonic mean of their numbers over the cells.
+    """
+
+    setting: str
+    quantity: str
+    cells: tuple[Cell, ...]
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    smallest: float = 0.0
+    levels: tuple[float, ...] = ()
+    replicates: float = 0.0
+
+    @property
+    def side(self) -> str:
+        """Whose side it is on, a key of ``SIDES``; a tie is an interval within what matters."""
+        if math.isnan(self.value):
+            return "not run"
+        if -self.smallest <= self.low and self.high <= self.smallest and self.smallest:
+            return "tie"
+        return "agrees" if self.low > 0 else "contradicts" if self.high < 0 else "open"
+
+
+Effects = dict[str, Effect]  # by setting
+
+
+class Evidence:
+    """Runs by cell, and what follows from their replicates.
+
+    A location is the median of a cell's replicates, whose bootstrap draws come from its own; or, if
+    ``pooled``, the mean, and the deviations of all cells from their means form one pool to draw from,
+    widened by sqrt(R / (R - 1)) for the degree of freedom that a mean takes.  A cell that cannot show a
+    spread has draws of NaN.
+
+    Args:
+        runs: records by cell; None where there is none.
+        pooled: for few replicates.
+        given: values of quantities that are in no record, by quantity and cell; a plain number is exact.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        pooled: bool = False,
+        given: Mapping[str, Mapping[Cell, np.ndarray | float]] | None = None,
+    ):
+        self.runs = {cell: record for cell, record in runs.items() if record is not None}
+        self.pooled, self.given = pooled, dict(given or {})
+        self._draws: dict[str, dict[Cell, np.ndarray]] = {}
+        self._counts: dict[str, dict[Cell, int]] = {}
+
+    @property
+    def particles(self) -> list[int]:
+        """Numbers of particles of all runs, in order."""
+        return sorted({K for _, K in self.runs})
+
+    def samples(self, quantity: str) -> dict[Cell, np.ndarray | float]:
+        """The replicates' values of a quantity, by cell.
+
+        Raises:
+            KeyError: there is no such quantity, or a record without its metric.
+        """
+        if quantity in self.given:
+            return dict(self.given[quantity])
+        values = QUANTITIES[quantity].values
+        return {cell: values(record) for cell, record in self.runs.items()} if values else {}
+
+    def draws(self, quantity: str) -> dict[Cell, np.ndarray]:
+        """Location of a quantity by cell, then its bootstrap draws: ``[1 + NUM_RESAMPLES]``."""
+        if quantity not in self._draws:
+            samples = self.samples(quantity)
+            self._draws[quantity] = self._resample(samples)
+            self._counts[quantity] = {cell: np.size(values) for cell, values in samples.items()}
+        return self._draws[quantity]
+
+    def _resample(self, samples: Mapping[Cell, np.ndarray | float]) -> dict[Cell, np.ndarray]:
+        generator, draws = np.random.default_rng(0), {}
+        several = [v for v in samples.values() if np.size(v) > 1]
+        deviations = [(v - v.mean()) * np.sqrt(len(v) / (len(v) - 1)) for v in several]
+        pool = np.concatenate(deviations) if deviations else np.array([np.nan])
+        for cell, v in samples.items():
+            if np.ndim(v) == 0:
+                draws[cell] = np.full(1 + NUM_RESAMPLES, v)
+            elif self.pooled:
+                drawn = generator.choice(pool, (NUM_RESAMPLES, len(v))).mean(axis=1)
+                draws[cell] = v.mean() + np.r_[0, drawn]
+            else:
+                chosen = generator.integers(len(v), size=(NUM_RESAMPLES, len(v)))
+                drawn = np.median(v[chosen], axis=1) if len(v) > 1 else np.full(NUM_RESAMPLES, np.nan)
+                draws[cell] = np.r_[np.median(v), drawn]
+        return draws
+
+    def effect(
+        self,
+        setting: str,
+        quantity: str,
+        *cells: Cell,
+        combine: Callable[..., np.ndarray] = lambda a, b: a - b,
+        margin: float = 0.0,
+    ) -> Effect:
+        """The effect of one setting: a margin plus what ``combine`` makes of its cells' locations.
+
+        Args:
+            combine: maps one array of draws per cell to one; the first cell's minus the second's.
+            margin: what the claim allows; what is left of it counts then, however small.
+        """
+        draws = self.draws(quantity)
+        if any(cell not in draws or np.isnan(draws[cell][0]) for cell in cells):
+            return Effect(setting, quantity, cells)
+        parts = [draws[cell] for cell in cells]
+        found = margin + combine(*parts)
+        finite = np.isfinite(found).all()
+        low, high = np.percentile(found[1:], [2.5, 97.5]) if finite else (-np.inf, np.inf)
+        return Effect(
+            setting,
+            quantity,
+            cells,
+            *map(float, (found[0], low, high)),
+            smallest=0.0 if margin else QUANTITIES[quantity].smallest,
+            levels=tuple(float(part[0]) for part in parts),
+            replicates=len(cells) / sum(1 / self._counts[quantity][cell] for cell in cells),
+        )
+
+    def steps(self, quantity: str, method: str, up_to: float = np.inf, sign: int = 1) -> list[Effect]:
+        """Rise of a quantity with each step in particles; fall if ``sign`` is -1."""
+        pairs = pairwise(K for K in self.particles if up_to >= K)
+        name = title(method)
+        return [
+            self.effect(f"{name}, K {a} to {b}", quantity, *((method, K) for K in (b, a)[::sign]))
+            for a, b in pairs
+        ]
+
+    def above(self, quantity: str, a: str, b: str, *Ks: int, margin: float = 0.0) -> list[Effect]:
+        """Excess of a quantity under method ``a`` over that under ``b``, by K; all of them by default."""
+        label = f"{title(a)} above {title(b)}"
+        return [
+            self.effect(f"{label}, K {K}", quantity, (a, K), (b, K), margin=margin)
+            for K in Ks or self.particles
+        ]
+
+
+def title(name: str) -> str:
+    """What figures and tables call a method."""
+    return METHODS[name].title
+
+
+def listed(words: Iterable[object]) -> str:
+    """Words as a list in a sentence: "2, 5 and 10"."""
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def counts(effects: Effects) -> dict[str, int]:
+    """How many effects are on each side, in the order of ``SIDES``."""
+    found = Counter(effect.side for effect in effects.values())
+    return {side: found[side] for side in SIDES}
+
+
+def in_words(effects: Effects) -> str:
+    """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
+    parts = [f"{count} {SIDES[side][count > 1]}" for side, count in counts(effects).items() if count]
+    if len(parts) > 1:
+        return f"of {len(effects)} effects {listed(parts)}"
+    if not parts:
+        return "not run"
+    number, what = parts[0].split(" ", 1)
+    return f"its one effect {what}" if number == "1" else f"all {number} effects {what}"
+
+
+def number(value: float, sign: bool = True) -> str:
+    """A value with two digits, or all before the point, and a true minus sign."""
+    digits = 0 if abs(value) >= 100 else 2
+    text = f"{value:.0f}" if not digits else f"{value:.2g}"
+    if "e" in text and abs(value) > 1e-6:
+        text = f"{value:.4f}"
+    text = text if float(text) else "0"
+    plus = "+" if sign and float(text) > 0 else ""
+    return plus + text.replace("-", "−")
+
+
+def with_interval(effect: Effect) -> str:
+    """The value of an effect with its interval: "+0.25 (+0.24 to +0.35)"."""
+    if math.isnan(effect.value):
+        return "not run"
+    unit = QUANTITIES[effect.quantity].unit
+    value = f"{number(effect.value)} {unit}".strip()
+    if not math.isfinite(effect.low):
+        return f"{value} (no interval)"
+    exact = effect.low == effect.high
+    return value if exact else f"{value} ({number(effect.low)} to {number(effect.high)})"

@@ -1,0 +1,272 @@
+"""Why a claim does not simply hold: reasons that are computed from its effects and from other records."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rwslib.claims.effects import (
+    QUANTITIES,
+    Effect,
+    Effects,
+    Evidence,
+    listed,
+    number,
+    title,
+    with_interval,
+)
+from rwslib.experiments import configuration, stored
+from rwslib.experiments.air import WARM_UP
+from rwslib.experiments.vae import epochs_after
+from rwslib.methods import METHODS
+from rwslib.records import RunRecord, published_dir
+
+FEW, SHORT, FLOOR = "too few replicates", "run too short", "nothing left to gain"
+FAULT, DETAIL, SMALL = "fault of the original code", "detail not in the paper", "too small to matter"
+ABSENT, UNKNOWN = "not run", "no cause found"
+KINDS = (FEW, SHORT, FLOOR, FAULT, DETAIL, SMALL, ABSENT, UNKNOWN)
+MANY = 1000  # replicates, above which their number says only that they are no way to decide
+PAPER_LENGTH = {"gmm": (100_000, "iterations"), "vae": (3280, "epochs"), "air": (2_000_000, "iterations")}
+FAILED = 0.5  # count accuracy below which a run has not learned to count at all
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some effects of a claim do not agree: one of ``KINDS``, a sentence with numbers, the settings."""
+
+    kind: str
+    says: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Other:
+    """The same runs with one thing changed."""
+
+    kind: str
+    lead: str
+    evidence: Evidence
+
+
+# What the records hold beside the runs that are judged: kind, words, which method's runs, what differs.
+CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] = {
+    "gmm": (
+        (
+            FAULT,
+            "With the baseline of the authors' code, which lacks its log K,",
+            "vimco",
+            {"method": "vimco_no_log_k"},
+        ),
+        (FAULT, "With Concrete relaxed as in the authors' code,", "concrete", {"method": "concrete_2018"}),
+        (DETAIL, "With the two hidden layers of the authors' code,", None, {"hidden": (16, 16)}),
+        (DETAIL, "From uniform mixture weights,", None, {"init": "near"}),
+    ),
+    "vae": (),
+    "air": ((DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),),
+}
+
+
+def length(config: Mapping[str, Any]) -> int:
+    """How long a run trains, in the unit of ``PAPER_LENGTH``."""
+    return epochs_after(config["num_stages"]) if "num_stages" in config else config["num_iterations"]
+
+
+def changed(record: RunRecord, **changes: Any) -> RunRecord | None:
+    """The record that differs in some fields alone, or in the number of replicates, too."""
+    if changes.get("method", "ww") not in METHODS or "experiment" not in record.config:
+        return None
+    config = configuration(record.config)
+    wanted = replace(config, **changes)
+    return stored(wanted, record.path.parent.parent, fewer_runs=True) if wanted != config else None
+
+
+@lru_cache
+def lengths(store: Path, experiment: str) -> tuple[tuple[tuple[str, int], ...], ...]:
+    """The lengths of the records of an experiment, as fields of a configuration, longest first."""
+    fields = ("num_stages", "num_iterations", "eval_scenes")
+    configs = [json.loads(path.read_text()) for path in store.glob(f"{experiment}/[!.]*/config.json")]
+    found = {tuple((name, c[name]) for name in fields if name in c) for c in configs}
+    return tuple(sorted(found, key=lambda fields: -length(dict(fields))))
+
+
+def shorter(record: RunRecord) -> RunRecord | None:
+    """The longest record that differs in being shorter."""
+    if "experiment" not in record.config:
+        return None
+    stores = {published_dir(), record.path.parent.parent}
+    for fields in (fields for store in stores for fields in lengths(store, record.config["experiment"])):
+        if length(dict(fields)) < length(record.config) and (found := changed(record, **dict(fields))):
+            return found
+    return None
+
+
+def learned(record: RunRecord) -> RunRecord | None:
+    """The record without replicates that never learned to count."""
+    good = record.metrics.get("count_accuracy_sample", math.inf) >= FAILED
+    if not getattr(good, "any", bool)() or getattr(good, "all", bool)():
+        return None
+    metrics = {n: v if n == "iteration" else v[good] for n, v in record.metrics.items()}
+    return replace(record, metrics=metrics)
+
+
+def others(evidence: Evidence) -> list[Other]:
+    """The same evidence with one thing changed, where records hold it; the shorter runs come first."""
+    runs = evidence.runs
+    experiments = {record.config.get("experiment") for record in runs.values()} - {None}
+
+    def changed_runs(change: Callable[[RunRecord], RunRecord | None], keep: bool) -> Evidence | None:
+        found = {cell: new for cell, record in runs.items() if (new := change(record))}
+        return Evidence((runs if keep else {}) | found, evidence.pooled) if found else None
+
+    rows = [(SHORT, "", changed_runs(shorter, keep=False))]
+    for kind, lead, method, changes in (row for name in experiments for row in CHANGES[name]):
+
+        def change(record: RunRecord, method=method, changes=changes) -> RunRecord | None:
+            one_of_them = method in (None, record.config["method"])
+            return changed(record, **changes) if one_of_them else None
+
+        rows.append((kind, lead, changed_runs(change, keep=method is not None)))
+    rows.append(
+        (FEW, "Without the replicates that never learned to count,", changed_runs(learned, keep=True))
+    )
+    return [Other(kind, lead, found) for kind, lead, found in rows if found]
+
+
+def needed(effect: Effect) -> float:
+    """Replicates per cell that would decide an open effect, if its value and its spread stay as they are.
+
+    An interval shrinks like one over the square root of their number, until it leaves zero or lies within
+    what matters.  Infinite where no spread was seen.
+    """
+    value, smallest = abs(effect.value), effect.smallest
+    reach = effect.value - effect.low if effect.value > 0 else effect.high - effect.value
+    widest = max(effect.value - effect.low, effect.high - effect.value)
+    ways = [reach / value if value else math.inf]
+    if value < smallest:
+        ways.append(widest / (smallest - value))
+    return math.ceil(effect.replicates * min(ways) ** 2) if math.isfinite(min(ways)) else math.inf
+
+
+def some(items: Sequence[str], most: int = 3) -> str:
+    """The first few of some phrases, and how many more there are."""
+    left = len(items) - most
+    return "; ".join(items[:most]) + (f"; and {left} more" if left > 0 else "")
+
+
+def settings(effects: Iterable[Effect]) -> tuple[str, ...]:
+    """The settings of some effects."""
+    return tuple(effect.setting for effect in effects)
+
+
+def few_replicates(effects: Iterable[Effect]) -> Iterator[Reason]:
+    """How many replicates would decide what is open."""
+    found = [effect for effect in effects if effect.side == "open"]
+    if alone := [effect for effect in found if math.isinf(effect.low)]:
+        says = "Without two replicates of any setting there is no spread to draw from."
+        yield Reason(FEW, says, settings(alone))
+    if spread := sorted((effect for effect in found if math.isfinite(effect.low)), key=needed):
+        phrases = [
+            f"{effect.setting}: {'more than ' * (needed(effect) > MANY)}{min(needed(effect), MANY)} "
+            f"instead of {effect.replicates:.2g}"
+            for effect in spread
+        ]
+        says = f"Replicates that would decide, value and spread as they are: {some(phrases)}."
+        yield Reason(FEW, says, settings(spread))
+
+
+def too_small(effects: Iterable[Effect]) -> Iterator[Reason]:
+    """Errors that are at the floor, and other ties."""
+    limits = {name: QUANTITIES[name].smallest for name in ("error of p", "error of q")}
+    floor = [e for e in effects if e.quantity in limits and max(e.levels) < limits[e.quantity]]
+    if floor:
+        phrases = [f"{e.setting}, {listed(number(level, sign=False) for level in e.levels)}" for e in floor]
+        limit = number(limits[floor[0].quantity], sign=False)
+        says = f"Both errors are below {limit}, where nothing is left to gain: {some(phrases)}."
+        yield Reason(FLOOR, says, settings(floor))
+    if small := [e for e in effects if e.side == "tie" and e not in floor]:
+        limit = number(small[0].smallest, sign=False)
+        phrases = [f"{e.setting}, {number(e.value)}" for e in small]
+        says = f"The whole interval lies within {limit}, too little to matter: {some(phrases)}."
+        yield Reason(SMALL, says, settings(small))
+
+
+def lengthened(evidence: Evidence, shorter: Evidence) -> tuple[str, str, str] | None:
+    """What share of the paper's length was run, how long the runs are, and how long the shorter ones."""
+    config = next(iter(evidence.runs.values())).config
+    (paper, unit), now = PAPER_LENGTH[config["experiment"]], length(config)
+    before = length(next(iter(shorter.runs.values())).config)
+    return (f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}") if now < paper else None
+
+
+def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: Other) -> Iterator[Reason]:
+    """What lengthening the runs has changed so far, where it brought them closer to the paper."""
+    closer = [
+        effect
+        for effect in effects
+        if effect.side in ("open", "contradicts")
+        and effect.setting in before
+        and effect.value - before[effect.setting].value > effect.smallest
+    ]
+    if closer and (words := lengthened(evidence, row.evidence)):
+        share, now, short = words
+        phrases = [f"{e.setting}, {number(before[e.setting].value)} to {number(e.value)}" for e in closer]
+        says = f"The runs have {share}. From {short} to {now} it moved towards the paper: {some(phrases)}."
+        yield Reason(SHORT, says, settings(closer))
+
+
+def explained(undecided: Sequence[Effect], new: Effects, row: Other) -> Iterator[Reason]:
+    """Which effects agree where one thing is changed."""
+    agree = [e for e in undecided if e.setting in new and new[e.setting].side == "agrees"]
+    if agree:
+        phrases = [
+            f"{e.setting}, {with_interval(new[e.setting])} instead of {number(e.value)}" for e in agree
+        ]
+        says = f"{row.lead} it is as the paper says: {some(phrases)}."
+        yield Reason(row.kind, says, settings(agree))
+
+
+def unexplained(effects: Sequence[Effect], before: Effects, evidence: Evidence, row: Other | None) -> Reason:
+    """What contradicts the paper though nothing that is recorded changes it."""
+    words = lengthened(evidence, row.evidence) if row else None
+    phrases = [
+        f"{e.setting}, {number(e.value)}"
+        + (f" (with {words[2]}: {number(before[e.setting].value)})" if words and e.setting in before else "")
+        for e in effects
+    ]
+    share = f", though the runs have {words[0]}" if words else ""
+    return Reason(UNKNOWN, f"No record explains it{share}: {some(phrases)}.", settings(effects))
+
+
+def reasons(
+    rule: Callable[[Evidence], Sequence[Effect]], effects: Effects, evidence: Evidence, rows: Sequence[Other]
+) -> list[Reason]:
+    """Why some of a claim's effects do not agree with the paper; nothing where all that were run do.
+
+    Args:
+        rule: computes the claim's effects.
+        rows: the evidence with one thing changed, see ``others``.
+    """
+    run = [effect for effect in effects.values() if effect.side != "not run"]
+    undecided = [effect for effect in run if effect.side != "agrees"]
+    if not run:
+        cells = dict.fromkeys(cell for e in effects.values() for cell in e.cells if cell not in evidence.runs)
+        names = [
+            f"{title(m)}, K = {K}" for m, K in (c for c in cells if isinstance(c, tuple)) if m in METHODS
+        ]
+        says = f"There is no record of {some(names, 4)}." if names else "There is no run of it."
+        return [Reason(ABSENT, says, settings(effects.values()))]
+    found, short, before = [*few_replicates(undecided), *too_small(undecided)], None, {}
+    for row in rows if undecided else []:
+        new = {effect.setting: effect for effect in rule(row.evidence) if effect.side != "not run"}
+        if row.kind == SHORT:
+            short, before = row, new
+            found += moved(undecided, new, evidence, row)
+        else:
+            found += explained(undecided, new, row)
+    covered = {setting for reason in found for setting in reason.settings}
+    if left := [e for e in undecided if e.side == "contradicts" and e.setting not in covered]:
+        found.append(unexplained(left, before, evidence, short))
+    return sorted(found, key=lambda reason: KINDS.index(reason.kind))

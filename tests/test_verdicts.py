@@ -1,0 +1,247 @@
+"""Sides of effects, verdicts of claims, and the reasons that they give, on made-up effects and records."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rwslib import records
+from rwslib.claims import (
+    Effect,
+    Evidence,
+    Rule,
+    export,
+    finding,
+    in_words,
+    judge,
+    listed,
+    show_claims,
+    vae_claims,
+    verdict,
+    verdicts_table,
+)
+from rwslib.claims.effects import QUANTITIES, number
+from rwslib.claims.reasons import needed
+from rwslib.experiments import GMMConfig, VAEConfig
+
+
+def effect(value, low, high, smallest=0.0, setting="here", replicates=4.0):
+    return Effect(setting, "error of p", (), value, low, high, smallest, (value,), replicates)
+
+
+@pytest.mark.parametrize(
+    ("ends", "side"),
+    [
+        ((1, 0.5, 2), "agrees"),
+        ((-1, -2, -0.5), "contradicts"),
+        ((0, -1, 1), "open"),
+        ((8, -math.inf, math.inf), "open"),
+        ((0, 0, 0), "open"),
+        ((1, 0.5, 2, 3.0), "tie"),
+        ((-1, -2, -0.5, 3.0), "tie"),
+        ((0, 0, 0, 3.0), "tie"),
+        ((2, 0.5, 4, 3.0), "agrees"),  # larger than what matters, perhaps
+        ((2, -0.5, 4, 3.0), "open"),
+        ((math.nan, math.nan, math.nan, 3.0), "not run"),
+    ],
+)
+def test_an_effect_is_on_one_side(ends, side):
+    assert effect(*ends).side == side
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        (["agrees", "agrees"], "holds"),
+        (["agrees", "not run"], "holds"),
+        (["agrees", "open", "tie"], "holds where decided"),
+        (["agrees", "contradicts", "open"], "split"),
+        (["contradicts", "contradicts"], "fails"),
+        (["contradicts", "open", "tie"], "fails"),
+        (["open", "tie"], "open"),
+        (["tie"], "open"),
+        (["not run"], "not run"),
+        ([], "not run"),
+    ],
+)
+def test_a_verdict_follows_from_the_sides(sides, expected):
+    assert verdict(sides) == expected
+
+
+@pytest.mark.parametrize(
+    ("effects", "words"),
+    [
+        ([], "not run"),
+        ([(1, 0.5, 2)], "its one effect agrees with the paper"),
+        ([(0, -1, 1)] * 3, "all 3 effects are open"),
+        ([(1, 0.5, 2)] * 2 + [(0, 0, 0, 1.0)], "of 3 effects 2 agree with the paper and 1 is a tie"),
+        (
+            [(1, 0.5, 2)] * 6 + [(-1, -2, -0.5)] * 2 + [(0, -1, 1)] * 2,
+            "of 10 effects 6 agree with the paper, 2 are open and 2 contradict it",
+        ),
+    ],
+)
+def test_sides_in_words(effects, words):
+    assert in_words({str(i): effect(*ends) for i, ends in enumerate(effects)}) == words
+
+
+def test_a_finding_is_one_sentence_of_its_effects():
+    found = {name: effect(*ends, setting=name) for name, ends in {"a": (1, 0.5, 2), "b": (3, 2, 4)}.items()}
+    assert finding(found) == "All 2 agree, +1 (a) to +3 (b)."
+    found["c"] = effect(-200.4, -300, -100, setting="c")
+    found["d"] = effect(math.nan, math.nan, math.nan, setting="d")
+    assert finding(found) == (
+        "Of 3 effects 2 agree, +1 (a) to +3 (b); 1 contradicts, −200 (c); 1 more was not run."
+    )
+    assert finding({"a": found["a"]}) == "a: +1 (+0.5 to +2), which agrees."
+    assert finding({"d": found["d"]}) == finding({}) == "Nothing that it speaks of was run."
+
+
+def test_numbers_and_lists_read_well():
+    assert [number(v) for v in (0.392, -14.4, 0.00067, -2e-6, 314.2, 0, 1e-12)] == (
+        ["+0.39", "−14", "+0.00067", "0", "+314", "0", "+1e−12"]
+    )
+    assert [listed(words) for words in ([2], [2, 5], ["a", "b", "c"])] == ["2", "2 and 5", "a, b and c"]
+
+
+def test_every_quantity_says_what_matters_and_why():
+    assert all(quantity.smallest >= 0 and quantity.reason for quantity in QUANTITIES.values())
+
+
+# -- reasons -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("true", [0.05, 0.002])
+def test_as_many_replicates_as_are_said_to_be_needed_decide(true):
+    """On replicates with the value and the spread that were seen, an interval is decided at that number."""
+
+    def found(count):
+        spread = 0.1 * np.sqrt(2) * np.tile([-1.0, 1.0], count // 2 + 1)[:count]
+        made = {"a": spread + true, "b": spread}
+        evidence = Evidence({}, pooled=True, given={"error of p": made})
+        return evidence.effect("here", "error of p", "a", "b")
+
+    first = found(8)
+    assert first.side == "open"
+    enough = 2 * math.ceil(needed(first) / 2)
+    assert found(2 * math.ceil(1.3 * enough / 2)).side != "open"
+    assert found(2 * math.floor(0.5 * enough / 2)).side == "open"
+
+
+def test_without_a_spread_no_number_is_enough():
+    assert needed(effect(8, -math.inf, math.inf)) == math.inf
+    assert needed(effect(0, -1, 1)) == math.inf
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """A function that stores a made-up record."""
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "results"))
+
+    def keep(config, **metrics):
+        return records.save(records.plain(config), metrics, {"format": 1}, tmp_path / "results")
+
+    return keep
+
+
+def why(claims, name):
+    return {reason.kind: reason.says for reason in claims[name].reasons}
+
+
+def rises(evidence):
+    return evidence.steps("error of p", "vimco")
+
+
+RISES = (Rule("X-1", "text", "VIMCO gets worse", "rise", (), rises),)
+
+
+def test_a_fault_and_a_detail_are_found_by_their_records(keep):
+    spread = np.linspace(-0.001, 0.001, 10)
+
+    def stored(K, error, method="vimco", **changes):
+        return keep(GMMConfig(method, K, **changes), prior_l2_final=error + spread)
+
+    runs = {("vimco", K): stored(K, error) for K, error in {2: 0.3, 5: 0.2, 10: 0.1}.items()}
+    for K, error in {2: 0.1, 5: 0.2, 10: 0.15}.items():
+        stored(K, error, "vimco_no_log_k")
+    for K, error in {5: 0.1, 10: 0.2}.items():
+        stored(K, error, hidden=(16, 16))
+    claims = judge(RISES, {"runs": Evidence(runs)})
+    assert claims["X-1"].verdict == "fails"
+    found = why(claims, "X-1")
+    assert list(found) == ["fault of the original code", "detail not in the paper"]
+    assert "log K" in found["fault of the original code"]
+    assert "VIMCO, K 2 to 5, +0.1 (" in found["fault of the original code"]
+    assert "K 5 to 10" not in found["fault of the original code"]
+    assert "VIMCO, K 5 to 10, +0.1 (" in found["detail not in the paper"]
+
+
+def test_errors_at_the_floor_and_other_ties_are_told_apart(keep):
+    spread = np.linspace(-0.0001, 0.0001, 10)
+    errors = {2: 0.302, 5: 0.3, 10: 0.005, 20: 0.004}
+    runs = {
+        ("vimco", K): keep(GMMConfig("vimco", K), prior_l2_final=error + spread)
+        for K, error in errors.items()
+    }
+    claims = judge(RISES, {"runs": Evidence(runs)})
+    found = why(claims, "X-1")
+    assert "VIMCO, K 10 to 20, 0.004 and 0.005" in found["nothing left to gain"]
+    assert "VIMCO, K 2 to 5, −0.002" in found["too small to matter"]
+    assert "VIMCO, K 5 to 10" in found["no cause found"]
+
+
+def test_lengthening_is_a_reason_where_it_brought_the_effect_closer(keep):
+    spread = np.array([-0.3, 0.3])
+
+    def stored(method, stages, level, kl):
+        curve = np.random.default_rng(stages).standard_normal((2, 41))
+        return keep(
+            VAEConfig(method, 8, num_stages=stages, num_runs=2),
+            log_marginal=level + spread,
+            kl_q_p=kl + spread,
+            active_units=np.full(2, 25.0),
+            train_bound=curve,
+        )
+
+    stored("iwae", 4, -90, 5.0), stored("ww", 4, -94, 7.0), stored("wws", 4, -90, 5.0)
+    runs = {(m, 8): stored(m, 5, -90, kl) for m, kl in {"iwae": 5.0, "ww": 6.0, "wws": 7.0}.items()}
+    claims = vae_claims(runs)
+    assert (
+        "From 40 to 121 it moved towards the paper: IWAE above WW, K 8, −2 to −1"
+        in (why(claims, "VAE-3")["run too short"])
+    )
+    said = why(claims, "VAE-7b")["no cause found"]
+    assert "WW above WWS, K 8, −1 (with 40: +2)" in said
+    assert "121 of the paper's 3,280 epochs" in said
+
+
+# -- what leaves the notebook ------------------------------------------------------------------------
+
+
+def test_claims_leave_as_json_without_infinities(keep):
+    runs = {("vimco", K): keep(GMMConfig("vimco", K, num_runs=1), prior_l2_final=np.ones(1)) for K in (2, 5)}
+    claims = judge(RISES, {"runs": Evidence(runs)})
+    exported = json.loads(export(claims), parse_constant=pytest.fail)
+    entry = exported["claims"]["X-1"]
+    assert entry["verdict"] == "open" and entry["strict"] == "mixed"
+    assert entry["effects"] == [
+        {
+            "setting": "VIMCO, K 2 to 5",
+            "quantity": "error of p",
+            "unit": "",
+            "value": 0,
+            "low": None,
+            "high": None,
+            "smallest": 0.01,
+            "side": "open",
+        }
+    ]
+    assert entry["records"] == [record.key for record in runs.values()]
+    assert exported["records"][entry["records"][0]] == {
+        "published": False,
+        "config": runs["vimco", 2].config,
+    }
+    show_claims(claims)
+    assert verdicts_table({"now": claims, "then": claims}).endswith("| X-1 | open | open |")
