@@ -234,6 +234,49 @@ def test_the_playground_has_the_books_names_and_colours():
 # -- the page ----------------------------------------------------------------------------------------
 
 
+@needs_node
+def test_seeds_are_whole_numbers_of_32_bits_and_nothing_else_is_taken():
+    typed = ["0", "1", "4294967295", "-1", "1.5", "", "99999999999", "4294967296", "1e3", " 2", "seed"]
+    assert javascript("return input.typed.map(P.seedOf)", typed=typed) == [0, 1, 2**32 - 1, *[None] * 8]
+
+
+@needs_node
+def test_a_run_is_told_without_settings_that_were_only_passed_through():
+    def story(*segments):
+        named = [{"name": name, "steps": steps} for name, steps in segments]
+        return javascript("return P.story(input.segments)", segments=named)
+
+    assert story(("WW", 900), ("WS", 3), ("VIMCO", 12), ("δ-WW", 1)) == "WW, then δ-WW"
+    assert story(("WW", 900), ("WS", 3), ("WW", 400)) == "WW"
+    assert story(*((name, 100) for name in "abcde")) == "a, then …, then d, then e"
+    assert story() == ""
+
+
+@needs_node
+def test_the_axis_of_errors_reaches_what_runs_reach():
+    axis = javascript("return P.AXIS")
+    assert axis["low"] <= 0.002 and axis["high"] >= 2**0.5 * 0.98  # two distributions are no farther apart
+    assert axis["ticks"] == sorted(axis["ticks"])
+    assert axis["low"] <= axis["ticks"][0] and axis["ticks"][-1] < axis["high"]
+
+
+@needs_node
+def test_every_experiment_of_the_page_is_a_preset_and_chapter_2_leads_to_it():
+    page, chapter = ((ROOT / name).read_text() for name in ("book/playground.md", "notebooks/02_gmm.ipynb"))
+    found = javascript("const { PRESETS, PARTICLES, STOP } = P; return { PRESETS, PARTICLES, STOP }")
+    presets = found["PRESETS"]
+    assert re.findall(r"^\((play-\w+)\)=\n### (.*)", page, re.MULTILINE) == [
+        (name, preset["title"]) for name, preset in presets.items()
+    ]
+    for name, preset in presets.items():
+        assert f"{{ref}}`{name}`" in chapter and f"[load it](#{name})" in page
+        assert f"{found['STOP']:,} steps" in preset["prompt"]
+        for settings in (preset["A"], preset["B"], preset["then"].get("A", {}), preset["then"].get("B", {})):
+            assert settings.get("method", "ww") in METHODS
+            assert settings.get("K", "2") in found["PARTICLES"]
+            assert settings.get("start", "far") in ("far", "near")
+
+
 def test_the_playground_asks_no_other_host():
     page = (ROOT / "book/playground.md").read_text()
     for text in (page, (STATIC / "playground.js").read_text(), (STATIC / "playground.css").read_text()):
@@ -268,21 +311,34 @@ class Host(BaseHTTPRequestHandler):
 
 
 SCRIPT = """
+const one = (selector) => document.querySelector(`.playground ${selector}`), { dataset } = document.body;
 const plain = (node) => node.textContent.replaceAll(",", "");
-const state = () => [...document.querySelectorAll("dd")].map(plain).join(" | ");
-const [method, , , , speed] = document.querySelectorAll("select"), { dataset } = document.body;
-const button = document.querySelector("button"), inputs = [...document.querySelectorAll("select, input")];
+const state = () => [...document.querySelectorAll(".playground td")].map(plain).join(" | ");
+const change = (name, value) => {
+  const node = one(`[name=${name}]`);
+  node.value = value;
+  node.dispatchEvent(new Event("change"));
+};
+const play = one(".playground-buttons button"), method = one("[name=A-method]");
+const inputs = [...document.querySelectorAll("select, input")];
+const places = () => inputs.map((node) => Math.round(node.getBoundingClientRect().top)).join();
 dataset.unlabelled = inputs.filter((node) => !node.labels.length).length;
+dataset.pressed = [...document.querySelectorAll("[aria-pressed=true]")].map((node) => node.textContent);
 setTimeout(() => {
   dataset.before = state();
-  speed.value = "5";
-  button.click();
+  change("seed", "1.5");
+  dataset.refused = one("[name=seed]").getAttribute("aria-invalid") + one("small").textContent;
+  change("seed", "7");
+  dataset.taken = one("[name=seed]").getAttribute("aria-invalid") + one("small").textContent;
+  one("[name=speed]").value = "5";
+  play.click();
 }, 300);
 const timer = setInterval(() => {
   const steps = parseInt(state());
   if (steps >= 10 && method.value === "ww") {
-    method.value = "dww";
-    method.dispatchEvent(new Event("change"));
+    const before = places();
+    change("A-method", "dww");
+    dataset.moved = before !== places();
   } else if (steps >= 20) {
     clearInterval(timer);
     const { step } = Playground.Run.prototype, root = document.querySelector(".playground");
@@ -299,9 +355,17 @@ const timer = setInterval(() => {
       root.style.cssText = "";
       until(() => steps > 0, () => {
         dataset.shown = steps;
-        button.click();
+        play.click();
         dataset.after = state();
-        setTimeout(() => { dataset.later = state(); new Image().src = "/done"; }, 300);
+        setTimeout(() => {
+          dataset.later = state();
+          addEventListener("hashchange", () => {
+            const chosen = ["A-method", "A-K", "B-method", "B-K"].map((name) => one(`[name=${name}]`).value);
+            dataset.linked = [...chosen, parseInt(state())];
+            new Image().src = "/done";
+          });
+          location.hash = "play-network";
+        }, 300);
       });
     }, 300));
   }
@@ -331,13 +395,18 @@ def test_the_playground_trains_in_a_browser(tmp_path, reduced_motion):
         server.server_close()
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not [line for line in said if "source: chrome" not in line], done.stderr  # the browser's own pages
-    found = dict(re.findall(r'data-(unlabelled|before|hidden|shown|after|later)="([^"]*)"', done.stdout))
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', done.stdout))
     assert found["unlabelled"] == "0"
-    assert found["before"].startswith("0 | 0.694 | ")
-    steps, prior, posterior, _ = found["after"].split(" | ")
-    assert int(steps) >= 20
-    assert [prior, posterior] != found["before"].split(" | ")[1:3]
+    assert found["pressed"] == "Lost, and found again"
+    run_a, run_b = found["before"].split(" | ")[:4], found["before"].split(" | ")[4:]
+    assert run_a == run_b and run_a[:2] == ["0", "0.694"]
+    assert found["refused"].startswith("trueA seed is a whole number") and found["taken"] == "false"
+    assert found["moved"] == "false"
+    after_a, after_b = found["after"].split(" | ")[:4], found["after"].split(" | ")[4:]
+    assert int(after_a[0]) >= 20 and after_a[0] == after_b[0]
+    assert after_a[1:3] not in (run_a[1:3], after_b[1:3])  # the second has stayed with WW
     assert found["hidden"] == "0" and int(found["shown"]) > 0, "trains off the screen, or not on it"
     assert found["later"] == found["after"]
+    assert found["linked"] == "vimco,20,ww,20,0"
     status = re.search(r'role="status"[^>]*>([^<]*)', done.stdout)[1]
-    assert status.startswith("Paused. δ-WW, K = 2, far start, step ")
+    assert status.startswith("Ready. Step 0. A: VIMCO, K = 20, far start: ")

@@ -268,7 +268,6 @@ const Playground = (() => {
   const TEST_POINTS = sampleModel(TRUE_LOG_PRIOR, 100, new Random(0)).x;
   const TEST_POSTERIORS = [...TEST_POINTS].map((x) => exactPosterior(TRUE_LOG_PRIOR, x));
 
-
   // -- the page -----------------------------------------------------------------------------------------
 
   // Names, colours and dashes as in rwslib/plotting.py, and the two colours of its film.
@@ -279,7 +278,49 @@ const Playground = (() => {
     reinforce: { title: "REINFORCE", color: "#E69F00", dash: [5, 3] },
     vimco: { title: "VIMCO", color: "#000000", dash: [5, 3] },
   };
-  const LEARNED = "#0072B2", TRUE = "#D55E00", INK = "#333333", MAX_POINTS = 300, MAX_RUNS = 6;
+  const PARTICLES = ["2", "3", "5", "10", "20"], LETTERS = ["A", "B"], MAX_SEED = 4294967295;
+  const LEARNED = "#0072B2", TRUE = "#D55E00", INK = "#333333", MAX_POINTS = 300, MAX_KEPT = 4;
+  const AXIS = { low: 0.002, high: 1.4, ticks: [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1] };
+
+  // The experiments of the page, by the label of their section.  Each stops once, and asks again.
+  const STOP = 3000;
+  const PRESETS = {
+    "play-lost": {
+      title: "Lost, and found again",
+      A: { method: "ww", K: "2", start: "far" },
+      B: { method: "ww", K: "2", start: "far" },
+      prompt: "WW with two particles, twice the same run. How far to the right will p(z) get, and what will it keep? Both stop after 3,000 steps.",
+      then: {
+        A: { K: "20" },
+        B: { method: "dww" },
+        prompt: "From here on A has twenty particles, and B is δ-WW with two. Which brings the lost bars back, and how soon? Predict, then play on.",
+      },
+    },
+    "play-start": {
+      title: "Is it the start?",
+      A: { method: "ws", K: "2", start: "far" },
+      B: { method: "ws", K: "2", start: "near" },
+      prompt: "WS with two particles, from both starts. How many categories will each of them keep? Both stop after 3,000 steps.",
+      then: { prompt: "Now choose WW for both, press Reset and Play, and then REINFORCE. Does the start decide as much for them?" },
+    },
+    "play-network": {
+      title: "A good model with a bad network",
+      A: { method: "vimco", K: "20", start: "far" },
+      B: { method: "ww", K: "20", start: "far" },
+      prompt: "VIMCO and WW with twenty particles. Whose p(z) and whose q(z | x) will be nearer to the truth? Both stop after 3,000 steps.",
+      then: { prompt: "Compare the two panels of errors, and q(z | x = 95). Is the worse network too narrow or too wide? Play on: does time mend it?" },
+    },
+  };
+
+  /** A seed as typed: a whole number that fits 32 bits, or null. */
+  const seedOf = (text) => (/^\d{1,10}$/.test(text) && +text <= MAX_SEED ? +text : null);
+
+  /** What a run has been, by its segments { name, steps }, without settings that were only passed through. */
+  function story(segments) {
+    const long = segments.filter(({ steps }, i) => steps >= 50 || i === segments.length - 1).map(({ name }) => name);
+    const names = long.filter((name, i) => name !== long[i - 1]);
+    return (names.length > 3 ? [names[0], "…", ...names.slice(-2)] : names).join(", then ");
+  }
 
   function element(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
@@ -288,8 +329,8 @@ const Playground = (() => {
     return node;
   }
 
-  function select(options, chosen) {
-    const node = element("select", {}, ...Object.entries(options).map(([value, text]) => element("option", { value }, text)));
+  function select(name, options, chosen) {
+    const node = element("select", { name }, ...Object.entries(options).map(([value, text]) => element("option", { value }, text)));
     node.value = chosen;
     return node;
   }
@@ -321,22 +362,26 @@ const Playground = (() => {
     for (let c = 0; c < C; c += 5) ctx.fillText(c, (c + 0.5) * slot, height - 4);
   }
 
-  function drawCurves(canvas, runs, metric) {
-    const { ctx, width, height } = pen(canvas), left = 34, bottom = height - 18, low = 0.05, high = 1.4;
-    const end = Math.max(100, ...runs.map((run) => run.points.at(-1).iteration));
-    const toX = (iteration) => left + ((width - left - 2) * iteration) / end;
-    const toY = (value) => bottom - (bottom * Math.log(Math.max(value, low) / low)) / Math.log(high / low);
+  /** Errors over steps: the runs in hand with their letters, and paler the runs before them. */
+  function drawCurves(canvas, runs, kept, metric) {
+    const { ctx, width, height } = pen(canvas), left = 42, right = width - 16, bottom = height - 18;
+    const { low, high, ticks } = AXIS, top = 6;
+    const end = Math.max(100, ...[...kept, ...runs].map((run) => run.points.at(-1).iteration));
+    const toX = (iteration) => left + ((right - left) * iteration) / end;
+    const toY = (value) => bottom - ((bottom - top) * Math.log(Math.max(value, low) / low)) / Math.log(high / low);
     ctx.fillStyle = INK;
     ctx.textAlign = "right";
-    for (const tick of [0.05, 0.1, 0.2, 0.5, 1]) {
-      ctx.fillText(tick, left - 5, toY(tick) + (tick === low ? 0 : 4));
-      ctx.globalAlpha = tick === low ? 1 : 0.2;
-      ctx.fillRect(left, toY(tick), width - left, 1);
+    for (const tick of ticks) {
+      const labelled = height > 150 || [low, 0.01, 0.1, 1].includes(tick);
+      if (labelled) ctx.fillText(tick, left - 5, toY(tick) + 4);
+      ctx.globalAlpha = tick === low ? 1 : labelled ? 0.2 : 0.08;
+      ctx.fillRect(left, toY(tick), right - left, 1);
       ctx.globalAlpha = 1;
     }
-    ctx.fillText(`${end.toLocaleString("en")} steps`, width - 2, height - 4);
-    runs.forEach((run, index) => {
-      ctx.lineWidth = index === runs.length - 1 ? 2.2 : 1.2;
+    ctx.fillText(`${end.toLocaleString("en")} steps`, right, height - 4);
+    for (const run of [...kept, ...runs]) {
+      ctx.lineWidth = runs.includes(run) ? 2.2 : 1.2;
+      ctx.globalAlpha = runs.includes(run) ? 1 : 0.5;
       run.points.forEach((point, i) => { // one stroke a method, so that its dashes are unbroken
         if (i && run.points[i - 1].method === point.method && i > 1) {
           ctx.lineTo(toX(point.iteration), toY(point[metric]));
@@ -352,67 +397,105 @@ const Playground = (() => {
       });
       ctx.stroke();
       ctx.setLineDash([]);
+      ctx.globalAlpha = 1;
+    }
+    const ends = runs.map((run) => ({ run, y: toY(run.points.at(-1)[metric]) })).sort((a, b) => a.y - b.y);
+    ends.forEach((here, i) => { // letters keep apart, and within the picture
+      here.y = Math.min(Math.max(here.y, top + 6, i ? ends[i - 1].y + 12 : 0), bottom - 12 * (ends.length - 1 - i));
+      ctx.font = "bold 12px system-ui, sans-serif";
+      ctx.textAlign = "left";
+      ctx.fillText(here.run.letter, toX(here.run.points.at(-1).iteration) + 4, here.y + 4);
     });
   }
 
-  function mount(root) {
+  function swatch(color, dash = []) {
+    const line = `<line x1="0" y1="5" x2="24" y2="5" stroke="${color}" stroke-width="3" stroke-dasharray="${dash}"/>`;
+    const node = element("span", { class: "playground-swatch", "aria-hidden": "true" });
+    node.innerHTML = `<svg width="24" height="10">${line}</svg>`;
+    return node;
+  }
+
+  function picture(name, text = name) {
+    const canvas = element("canvas", { role: "img", "aria-label": text });
+    return { canvas, figure: element("figure", {}, element("figcaption", {}, name), canvas) };
+  }
+
+  function field(text, control, ...more) {
+    return element("label", {}, element("span", {}, text, ...more), control);
+  }
+
+  function group(name, ...children) {
+    return element("fieldset", {}, element("legend", {}, name), ...children);
+  }
+
+  /** The settings of one run; δ keeps its place where the method has none. */
+  function runControls(letter) {
+    const titles = Object.fromEntries(Object.entries(METHODS).map(([name, { title }]) => [name, title]));
     const controls = {
-      method: select(Object.fromEntries(Object.entries(METHODS).map(([name, { title }]) => [name, title])), "ww"),
-      K: select({ 2: "2", 3: "3", 5: "5", 10: "10", 20: "20" }, "2"),
-      delta: element("input", { type: "range", min: "0.05", max: "0.6", step: "0.05", value: "0.2" }),
-      start: select({ far: "far: small z only", near: "near: uniform" }, "far"),
-      rate: select({ 0.001: "0.001, as in the chapter", 0.003: "0.003", 0.01: "0.01" }, "0.01"),
-      speed: select({ 1: "one step a picture", 5: "5 steps a picture", 200: "as fast as it goes" }, "200"),
-      seed: element("input", { type: "number", min: "0", max: "4294967295", step: "1", value: "1" }),
+      method: select(`${letter}-method`, titles, "ww"),
+      K: select(`${letter}-K`, Object.fromEntries(PARTICLES.map((K) => [K, K])), "2"),
+      start: select(`${letter}-start`, { far: "far: small z", near: "near: uniform" }, "far"),
+      delta: element("input", { name: `${letter}-delta`, type: "range", min: "0.05", max: "0.6", step: "0.05", value: "0.2" }),
     };
-    const labels = {
-      method: "Method", K: "Particles K", delta: "δ = ", start: "Start", rate: "Learning rate", speed: "Speed", seed: "Seed",
+    const value = element("span", {});
+    const show = () => {
+      controls.delta.disabled = controls.method.value !== "dww";
+      value.textContent = (+controls.delta.value).toFixed(2);
     };
-    const deltaValue = element("span", {}, "0.20"), fields = {};
-    for (const [name, text] of Object.entries(labels)) {
-      fields[name] = element("label", {}, element("span", {}, text, ...(name === "delta" ? [deltaValue] : [])), controls[name]);
-    }
-    const buttons = Object.fromEntries(["Play", "One step", "Reset", "Clear curves"].map((text) =>
+    const node = group(`Run ${letter}`, field("Method", controls.method), field("Particles K", controls.K),
+      field("Start", controls.start), field("δ = ", controls.delta, value));
+    return { ...controls, node, show };
+  }
+
+  function mount(root) {
+    const each = Object.fromEntries(LETTERS.map((letter) => [letter, runControls(letter)]));
+    const rate = select("rate", { 0.001: "0.001 (chapter)", 0.003: "0.003", 0.01: "0.01" }, "0.01");
+    const speed = select("speed", { 1: "slow", 5: "medium", 200: "full" }, "200");
+    const seed = element("input", { name: "seed", type: "text", inputmode: "numeric", value: "1", "aria-describedby": "playground-seed" });
+    const seedNote = element("small", { id: "playground-seed" });
+    const presets = Object.fromEntries(Object.entries(PRESETS).map(([name, { title }]) =>
+      [name, element("button", { type: "button", "aria-pressed": "false" }, title)]));
+    const prompt = element("p", { class: "playground-prompt" });
+    const buttons = Object.fromEntries(["Play", "One step", "Reset", "Clear"].map((text) =>
       [text, element("button", { type: "button" }, text)]));
-    const numbers = Object.fromEntries(["step", "error of p(z)", "error of q(z | x)", "categories left"].map((text) =>
-      [text, element("output", { "aria-live": "off" })]));
+    buttons.Clear.setAttribute("aria-label", "Clear the curves of earlier runs");
+    const columns = ["step", "error of p(z)", "error of q(z | x)", "categories"];
+    const numbers = Object.fromEntries(LETTERS.map((letter) => [letter, columns.map(() => element("td", {}))]));
     const status = element("p", { role: "status", class: "playground-status" });
     const legend = element("ul", { class: "playground-legend" });
-    const picture = (text) => {
-      const canvas = element("canvas", { role: "img", "aria-label": text });
-      return { canvas, figure: element("figure", {}, element("figcaption", {}, text), canvas) };
-    };
-    const prior = picture("p(z)"), posteriors = PROBES.map((x) => picture(`q(z | x = ${x})`));
+    const bars = Object.fromEntries(LETTERS.map((letter) => {
+      const names = ["p(z)", ...PROBES.map((x) => `q(z | x = ${x})`)];
+      return [letter, names.map((name) => picture(`${letter}: ${name}`, `${name} of run ${letter}`))];
+    }));
     const curves = { prior: picture("error of p(z)"), posterior: picture("error of q(z | x)") };
     const truth = PROBES.map((x) => exactPosterior(TRUE_LOG_PRIOR, x));
-    const swatch = (color, dash = []) => {
-      const line = `<line x1="0" y1="5" x2="24" y2="5" stroke="${color}" stroke-width="3" stroke-dasharray="${dash}"/>`;
-      const node = element("span", { class: "playground-swatch", "aria-hidden": "true" });
-      node.innerHTML = `<svg width="24" height="10">${line}</svg>`;
-      return node;
-    };
+    const settings = element("details", { class: "playground-settings", open: "" }, element("summary", {}, "Settings"),
+      element("div", {}, ...LETTERS.map((letter) => each[letter].node),
+        group("Both", field("Learning rate", rate), field("Speed", speed), field("Seed", seed), seedNote)));
+    settings.open = !matchMedia("(max-width: 600px)").matches;
     root.append(
-      element("div", { class: "playground-controls", role: "group", "aria-label": "Settings" }, ...Object.values(fields)),
+      element("div", { class: "playground-presets", role: "group", "aria-label": "Experiments" }, ...Object.values(presets)),
+      prompt,
+      settings,
       element("div", { class: "playground-buttons", role: "group", "aria-label": "Training" }, ...Object.values(buttons)),
       element("div", { class: "playground-display" },
-        element("dl", {}, ...Object.entries(numbers).map(([text, node]) =>
-          element("div", {}, element("dt", {}, text), element("dd", {}, node)))),
+        element("table", {},
+          element("thead", {}, element("tr", {}, ...["run", ...columns].map((name) => element("th", { scope: "col" }, name)))),
+          element("tbody", {}, ...LETTERS.map((letter) =>
+            element("tr", {}, element("th", { scope: "row" }, letter), ...numbers[letter])))),
         element("p", { class: "playground-key" }, swatch(LEARNED), "learned ", swatch(TRUE), "true; heights are square roots"),
-        element("div", { class: "playground-bars" }, prior.figure, ...posteriors.map(({ figure }) => figure)),
+        element("div", { class: "playground-bars" }, ...LETTERS.flatMap((letter) => bars[letter].map(({ figure }) => figure))),
         element("div", { class: "playground-curves" }, curves.prior.figure, curves.posterior.figure),
         legend),
       status);
 
     const reduced = matchMedia("(prefers-reduced-motion: reduce)");
-    let run, runs = [], playing = false, onScreen = true, frame = 0, drawn = 0, said = 0;
-    const settings = () => ({
-      method: controls.method.value, K: +controls.K.value, delta: +controls.delta.value, rate: +controls.rate.value,
-    });
-    const seed = () => Math.min(4294967295, Math.max(0, Math.floor(+controls.seed.value || 0)));
+    let runs = [], kept = [], stage = null, playing = false, onScreen = true, frame = 0, drawn = 0, said = 0;
+    const nameOf = (letter) => `${METHODS[each[letter].method.value].title}, K = ${each[letter].K.value}`;
 
-    function record() { // points of the curves; when there are many, every second one is dropped
-      const { method } = settings(), { iteration } = run.model;
-      run.points.push({ iteration, method, ...run.model.metrics() });
+    function record(run) { // points of the curves; when there are many, every second one is dropped
+      const { iteration } = run.model;
+      run.points.push({ iteration, method: each[run.letter].method.value, ...run.model.metrics() });
       if (run.points.length > MAX_POINTS) {
         run.points = run.points.filter(({ iteration }, i) => i === 0 || iteration % (2 * run.every) === 0);
         run.every *= 2;
@@ -420,34 +503,45 @@ const Playground = (() => {
     }
 
     function advance() {
-      const { method, K, delta, rate } = settings(), name = `${METHODS[method].title}, K = ${K}`;
-      if (run.names.at(-1) !== name) run.names.push(name);
-      run.model.step(method, K, delta, rate);
-      if (run.model.iteration % run.every === 0) record();
+      for (const run of runs) {
+        const { method, K, delta } = each[run.letter], name = nameOf(run.letter);
+        if (run.segments.at(-1)?.name !== name) run.segments.push({ name, steps: 0 });
+        run.segments.at(-1).steps++;
+        run.model.step(method.value, +K.value, +delta.value, +rate.value);
+        if (run.model.iteration % run.every === 0) record(run);
+      }
     }
 
-    function summary({ prior, posterior, left }) {
-      const { method, K } = settings(), range = left.length ? `, between z = ${left[0]} and ${left.at(-1)}` : "";
-      return `${METHODS[method].title}, K = ${K}, ${run.start} start, step ${run.model.iteration.toLocaleString("en")}: ` +
-        `error of p(z) ${prior.toFixed(3)}, of q(z | x) ${posterior.toFixed(3)}; ${left.length} of ${C} categories left${range}.`;
+    function summary({ letter, start, model }) {
+      const { prior, posterior, left } = model.metrics();
+      const range = left.length ? `, between z = ${left[0]} and ${left.at(-1)}` : "";
+      return `${letter}: ${nameOf(letter)}, ${start} start: error of p(z) ${prior.toFixed(3)}, of q(z | x) ` +
+        `${posterior.toFixed(3)}; ${left.length} of ${C} categories left${range}.`;
     }
 
+    /** Shows the runs; false if a number of theirs is not finite any more. */
     function draw() {
-      const { theta, phi, iteration } = run.model, metrics = run.model.metrics(), { logQ } = forward(phi, PROBES);
-      const values = [iteration.toLocaleString("en"), metrics.prior.toFixed(3), metrics.posterior.toFixed(3), `${metrics.left.length} of ${C}`];
-      Object.values(numbers).forEach((node, i) => { node.textContent = values[i]; });
-      drawBars(prior.canvas, logPriorOf(theta), TRUE_LOG_PRIOR);
-      posteriors.forEach(({ canvas }, i) => drawBars(canvas, logQ.subarray(i * C, i * C + C), truth[i]));
-      for (const metric of ["prior", "posterior"]) drawCurves(curves[metric].canvas, runs, metric);
-      legend.replaceChildren(...runs.map(({ names, start, points }) => {
-        const { color, dash } = METHODS[points.at(-1).method];
-        return element("li", {}, swatch(color, dash), `${names.join(", then ") || METHODS[controls.method.value].title}, ${start} start`);
+      let finite = true;
+      for (const { letter, model } of runs) {
+        const metrics = model.metrics(), { logQ } = forward(model.phi, PROBES);
+        const values = [model.iteration.toLocaleString("en"), metrics.prior.toFixed(3), metrics.posterior.toFixed(3), `${metrics.left.length} of ${C}`];
+        numbers[letter].forEach((node, i) => { node.textContent = values[i]; });
+        const [prior, ...posteriors] = bars[letter];
+        drawBars(prior.canvas, logPriorOf(model.theta), TRUE_LOG_PRIOR);
+        posteriors.forEach(({ canvas }, i) => drawBars(canvas, logQ.subarray(i * C, i * C + C), truth[i]));
+        finite &&= Number.isFinite(metrics.prior) && Number.isFinite(metrics.posterior);
+      }
+      for (const metric of ["prior", "posterior"]) drawCurves(curves[metric].canvas, runs, kept, metric);
+      legend.replaceChildren(...[...runs, ...kept].map((run) => {
+        const { color, dash } = METHODS[run.points.at(-1).method], which = runs.includes(run) ? run.letter : "earlier";
+        return element("li", {}, swatch(color, dash), `${which}: ${story(run.segments) || nameOf(run.letter)}, ${run.start} start`);
       }));
-      return metrics;
+      return finite;
     }
 
-    function say(prefix = "") {
-      status.textContent = prefix + summary(run.model.metrics());
+    function say(prefix) { // for screen readers alone: what is seen is in the table
+      const steps = runs[0].model.iteration.toLocaleString("en");
+      status.textContent = `${prefix} Step ${steps}. ${runs.map(summary).join(" ")}`;
       said = performance.now();
     }
 
@@ -455,12 +549,15 @@ const Playground = (() => {
       frame = 0;
       if (!playing || !onScreen || document.hidden) return;
       const deadline = performance.now() + 12;
-      for (let i = 0; i < +controls.speed.value && performance.now() < deadline; i++) advance();
+      for (let i = 0; i < +speed.value && performance.now() < deadline; i++) {
+        advance();
+        if (stage && runs[0].model.iteration >= STOP) return next();
+      }
       if (!reduced.matches || now - drawn > 1000) {
         drawn = now;
-        if (!Number.isFinite(draw().prior)) return play(false, "Training diverged. ");
+        if (!draw()) return play(false, "Training diverged.");
       }
-      if (now - said > 10000) say();
+      if (now - said > 10000) say("Training.");
       schedule();
     }
 
@@ -468,7 +565,7 @@ const Playground = (() => {
       if (playing && !frame) frame = requestAnimationFrame(tick);
     }
 
-    function play(on, prefix = on ? "Training. " : "Paused. ") {
+    function play(on, prefix = on ? "Training." : "Paused.") {
       playing = on;
       buttons.Play.textContent = on ? "Pause" : "Play";
       draw();
@@ -476,32 +573,89 @@ const Playground = (() => {
       schedule();
     }
 
+    function set(letter, values = {}) {
+      for (const [name, value] of Object.entries(values)) each[letter][name].value = value;
+      each[letter].show();
+    }
+
+    function next() { // the experiment stops, and goes on with other settings
+      const { then } = stage;
+      stage = null;
+      for (const letter of LETTERS) set(letter, then[letter]);
+      prompt.textContent = then.prompt;
+      play(false, `Paused. ${then.prompt}`);
+    }
+
     function reset() {
-      runs = runs.filter(({ model }) => model.iteration > 0).slice(1 - MAX_RUNS);
-      const start = controls.start.value;
-      run = { model: new Run(seed(), start), start, names: [], points: [], every: 10 };
-      runs.push(run);
-      record();
-      play(false, "Ready. ");
+      const number = seedOf(seed.value);
+      seed.setAttribute("aria-invalid", String(number === null));
+      seedNote.textContent = number === null ? `A seed is a whole number from 0 to ${MAX_SEED}.` : "";
+      if (number === null) {
+        if (playing) play(false);
+        return seed.focus();
+      }
+      kept = [...kept, ...runs.filter(({ model }) => model.iteration > 0)].slice(-MAX_KEPT);
+      runs = LETTERS.map((letter) => {
+        const start = each[letter].start.value;
+        return { letter, start, model: new Run(number, start), segments: [], points: [], every: 10 };
+      });
+      runs.forEach(record);
+      play(false, "Ready.");
+    }
+
+    function choose(name) {
+      const preset = PRESETS[name];
+      for (const letter of LETTERS) set(letter, preset[letter]);
+      rate.value = "0.01";
+      stage = preset;
+      prompt.textContent = preset.prompt;
+      if (seedOf(seed.value) === null) seed.value = "1";
+      for (const [other, button] of Object.entries(presets)) button.setAttribute("aria-pressed", String(other === name));
+      kept = runs = [];
+      reset();
+    }
+
+    function ownSettings() { // they are no experiment of the page any more
+      if (stage) prompt.textContent = "Your own settings: they run until you pause them.";
+      stage = null;
+      for (const button of Object.values(presets)) button.setAttribute("aria-pressed", "false");
+      draw();
+    }
+
+    const asked = () => decodeURIComponent(location.hash.slice(1));
+    function follow() { // a link to an experiment's section, from a chapter or from this page
+      if (!(asked() in PRESETS)) return;
+      choose(asked());
+      root.scrollIntoView();
     }
 
     buttons.Play.addEventListener("click", () => play(!playing));
     buttons["One step"].addEventListener("click", () => { advance(); play(false); });
     buttons.Reset.addEventListener("click", reset);
-    buttons["Clear curves"].addEventListener("click", () => { runs = [run]; draw(); });
-    for (const name of ["start", "seed"]) controls[name].addEventListener("change", reset);
-    for (const name of ["method", "K"]) controls[name].addEventListener("change", () => { showDelta(); draw(); });
-    controls.delta.addEventListener("input", () => { deltaValue.textContent = (+controls.delta.value).toFixed(2); });
-    const showDelta = () => { fields.delta.hidden = controls.method.value !== "dww"; };
+    buttons.Clear.addEventListener("click", () => { kept = []; draw(); });
+    for (const [name, button] of Object.entries(presets)) button.addEventListener("click", () => choose(name));
+    for (const { method, K, start, delta, show } of Object.values(each)) {
+      for (const control of [method, K]) control.addEventListener("change", () => { show(); ownSettings(); });
+      start.addEventListener("change", () => { ownSettings(); reset(); });
+      delta.addEventListener("input", show);
+    }
+    seed.addEventListener("change", reset);
     document.addEventListener("visibilitychange", schedule);
-    new IntersectionObserver(([entry]) => { onScreen = entry.isIntersecting; schedule(); }).observe(root);
+    new IntersectionObserver((entries) => { onScreen = entries.at(-1).isIntersecting; schedule(); }).observe(root);
     new ResizeObserver(() => draw()).observe(root);
-    showDelta();
-    reset();
+    choose("play-lost");
+    addEventListener("hashchange", follow);
+    addEventListener("load", follow);
+    document.addEventListener("click", ({ target }) => { // the same link once more changes no hash
+      if (target.closest?.("a[href^='#']")?.hash === location.hash) follow();
+    });
   }
 
   if (typeof document !== "undefined") mount(document.getElementById("mixture-playground"));
-  return { C, METHODS, LEARNED, TRUE, TRUE_LOG_PRIOR, Random, Run, adam, estimators, exactPosterior, forward, lossAndGradients };
+  return {
+    AXIS, C, LETTERS, METHODS, PARTICLES, PRESETS, STOP, LEARNED, TRUE, TRUE_LOG_PRIOR, Random, Run, adam, estimators,
+    exactPosterior, forward, lossAndGradients, seedOf, story,
+  };
 })();
 
 if (typeof module !== "undefined") module.exports = Playground;
