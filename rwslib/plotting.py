@@ -99,7 +99,7 @@ def plot_curves(ax: Axes, record: RunRecord, metric: str) -> None:
 
 
 def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), threshold: float = 1e-3) -> None:
-    """Hinton diagram: one row of squares a distribution, area proportional to probability.
+    """Hinton diagram: one row of squares per distribution, area proportional to probability.
 
     Args:
         probs: ``[rows, C]``.

@@ -31,7 +31,7 @@ def with_ends(effect: Effect, digits: int) -> str:
 
 
 def more_particles(runs: Runs) -> str:
-    """What more particles do to the mixture under the methods that climb the bound, one sentence a line.
+    """What more particles do to the mixture under the methods that climb the bound, one sentence per line.
 
     From the fewest particles to the most, and from the second fewest to the most: where one starts to count
     decides the answer.
@@ -49,7 +49,7 @@ def more_particles(runs: Runs) -> str:
 
 
 def more_defence(delta_sweep: Mapping[tuple[float, int], RunRecord | None], robust: Effects) -> str:
-    """What the largest δ changes beside the smallest, and on whose side GMM-13 is, one sentence a line.
+    """What the largest δ changes beside the smallest, and on whose side GMM-13 is, one sentence per line.
 
     Args:
         delta_sweep: δ-WW's records by (delta, K).
@@ -73,7 +73,7 @@ def more_defence(delta_sweep: Mapping[tuple[float, int], RunRecord | None], robu
 
 
 def lead(runs: Runs, a: str, b: str) -> str:
-    """Whose model is better and whose network closer to its posterior, by K, one sentence a line.
+    """Whose model is better and whose network closer to its posterior, by K, one sentence per line.
 
     Replicates are few, so cells share their spread, as in the claims about images and scenes.
     """
