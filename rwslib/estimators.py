@@ -9,9 +9,13 @@ Notation: ``log_p`` is :math:`\log p_\theta(z_k, x)`, ``log_q`` is :math:`\log q
 ``log_w = log_p - log_q``, and :math:`v_k = w_k / \sum_\ell w_\ell`.
 
 No model, optimiser or random number enters.  All functions work in float32 and float64, on any
-device, under ``vmap``, ``torch.func.grad`` and ``torch.compile``.  Tensors that are not
-``[K, B]``, shapes that disagree, too few particles and (outside compiled or vmapped code, where
-no value can be looked at) non-finite numbers raise a ``ValueError`` that names the argument.
+device, under ``vmap``, ``torch.func.grad`` and ``torch.compile``.
+
+One rule for infinite numbers, in every function: ``log_p = -inf`` is a weight of zero, and values and
+gradients are finite as long as one particle of the datum has a finite one; all else that is not finite is
+refused.  Tensors that are not ``[K, B]``, shapes that disagree, too few particles, no datum, and bfloat16
+or float16, in which rounding alone changes the weights by many per cent, are refused as well: with a
+``ValueError`` that names the argument, for values only outside compiled or vmapped code.
 """
 
 import math
@@ -19,6 +23,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from rwslib.checks import check_finite, check_log_densities, check_per_datum
 
 __all__ = [
     "dreg_loss",
@@ -40,40 +46,6 @@ __all__ = [
 ]
 
 
-def _check(min_particles: int = 1, **tensors: Tensor) -> None:
-    """Raise ``ValueError`` unless all tensors are finite, ``[K, B]``, of one shape, K large enough."""
-    (first, reference), *_ = tensors.items()
-    for name, value in tensors.items():
-        if value.ndim != 2:
-            raise ValueError(f"{name} must have shape [K, B] (particles, batch), got {list(value.shape)}")
-        if value.shape != reference.shape:
-            raise ValueError(f"{name} has shape {list(value.shape)}, but {first} has {list(reference.shape)}")
-        _check_finite(name, value)
-    if reference.shape[0] < min_particles:
-        raise ValueError(
-            f"{first} holds {reference.shape[0]} particle(s), this estimator needs at least {min_particles}"
-        )
-
-
-def _check_per_datum(like: Tensor, **tensors: Tensor) -> None:
-    """Raise ``ValueError`` unless all tensors are finite and of shape ``[B]``, B taken from ``like``."""
-    for name, value in tensors.items():
-        if value.shape != like.shape[1:]:
-            raise ValueError(f"{name} must have shape [B] = {list(like.shape[1:])}, got {list(value.shape)}")
-        _check_finite(name, value)
-
-
-def _check_finite(name: str, value: Tensor) -> None:
-    if torch.compiler.is_compiling():
-        return
-    try:
-        finite = bool(torch.isfinite(value.detach()).all())
-    except RuntimeError:  # inside vmap no value can be read
-        return
-    if not finite:
-        raise ValueError(f"{name} holds NaN or infinite values, every log-density must be finite")
-
-
 def log_evidence(log_w: Tensor) -> Tensor:
     r"""Importance-weighted bound, paper Eq. 1: :math:`\log \frac1K \sum_k w_k`.
 
@@ -86,7 +58,7 @@ def log_evidence(log_w: Tensor) -> Tensor:
     >>> log_evidence(torch.zeros(5, 2))
     tensor([0., 0.])
     """
-    _check(log_w=log_w)
+    check_log_densities(log_w=log_w)
     return torch.logsumexp(log_w, dim=0) - math.log(log_w.shape[0])
 
 
@@ -99,7 +71,7 @@ def normalized_weights(log_w: Tensor) -> Tensor:
     Returns:
         ``[K, B]`` without gradient.
     """
-    _check(log_w=log_w)
+    check_log_densities(log_w=log_w)
     return torch.softmax(log_w.detach(), dim=0)
 
 
@@ -127,7 +99,7 @@ def wake_theta_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
-    _check(log_p=log_p, log_q=log_q)
+    check_log_densities(log_p=log_p, log_q=log_q)
     return -log_evidence(log_p - log_q.detach())
 
 
@@ -157,7 +129,7 @@ def wake_phi_loss(
         log_proposal = log_q
     elif center_weights:
         raise ValueError("center_weights=True needs particles from q, but log_proposal was given")
-    _check(log_p=log_p, log_q=log_q, log_proposal=log_proposal)
+    check_log_densities(log_p=log_p, log_q=log_q, log_proposal=log_proposal)
     v = normalized_weights(log_p - log_proposal)
     if center_weights:
         v = v - 1 / v.shape[0]
@@ -173,7 +145,7 @@ def sleep_phi_loss(log_q: Tensor) -> Tensor:
     Returns:
         ``[B]``, at the cost of K samples from p and evaluations of q a datum.
     """
-    _check(log_q=log_q)
+    check_log_densities(log_q=log_q)
     return -log_q.mean(dim=0)
 
 
@@ -188,7 +160,7 @@ def iwae_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
-    _check(log_p=log_p, log_q=log_q)
+    check_log_densities(log_p=log_p, log_q=log_q)
     return -log_evidence(log_p - log_q)
 
 
@@ -215,37 +187,49 @@ def reinforce_loss(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None = No
 def _score(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None) -> Tensor:
     if log_q_score is None:
         return log_q
-    _check(log_p=log_p, log_q_score=log_q_score)
+    check_log_densities(log_p=log_p, log_q_score=log_q_score)
     return log_q_score
 
 
 def vimco_baseline(log_w: Tensor, mean: str = "geometric") -> Tensor:
     r"""VIMCO's baseline :math:`B_\ell`: the bound with particle l's weight replaced by a mean of the others.
 
-    Time and memory O(KB): with :math:`v_\ell \le 1/2`, the sum over the others is
-    :math:`\log \sum_k w_k + \log(1 - v_\ell)`; only the largest weight of a datum may exceed 1/2,
-    and there the sum over the others is taken directly, so nothing cancels.
+    Time and memory O(KB).  Sums over the others are those before l plus those after l, in units of the
+    largest other weight: nothing is subtracted, and nothing cancels.
 
     Args:
         log_w: log-weights ``[K, B]`` in nats, K >= 2.
-        mean: ``"geometric"`` (Mnih & Rezende 2016, the paper's) or ``"arithmetic"``.
+        mean: ``"geometric"`` (Mnih & Rezende 2016, the paper's; zero if one of the others is zero) or
+            ``"arithmetic"``.
 
     Returns:
-        ``[K, B]`` in nats, without gradient; row l does not depend on particle l.
+        ``[K, B]`` in nats, without gradient; row l does not depend on particle l, to the last bit.
+        It is 0, no baseline, where all the others have weight zero.
     """
     if mean not in ("geometric", "arithmetic"):
         raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}")
-    _check(min_particles=2, log_w=log_w)
-    log_w, num_particles = log_w.detach(), log_w.shape[0]
-    index = torch.arange(num_particles, device=log_w.device)[:, None]
+    check_log_densities(min_particles=2, log_w=log_w)
+    log_w, num_others = log_w.detach(), log_w.shape[0] - 1
+    index = torch.arange(num_others + 1, device=log_w.device)[:, None]
     is_top = index == log_w.argmax(dim=0)
-    without_top = torch.logsumexp(log_w.masked_fill(is_top, -torch.inf), dim=0)
-    v = torch.softmax(log_w, dim=0).masked_fill(is_top, 0)
-    others = torch.where(is_top, without_top, torch.logsumexp(log_w, dim=0) + torch.log1p(-v))
+    largest, second = log_w.amax(dim=0), log_w.masked_fill(is_top, -torch.inf).amax(dim=0)
+    unit = torch.where(is_top, second, largest)  # of each row: the largest of the others
+    in_units = log_w - second.masked_fill(second == -torch.inf, 0), log_w - largest
+    of_others = _sum_of_others(torch.stack([*in_units, *(excess.exp() for excess in in_units)]))
+    excess, total = torch.where(is_top, of_others[0::2], of_others[1::2])
     if mean == "arithmetic":
-        return others - math.log(num_particles - 1)
-    missing = (log_w.sum(dim=0) - log_w) / (num_particles - 1)
-    return torch.logaddexp(missing, others) - math.log(num_particles)
+        replaced = total / num_others
+    else:
+        replaced = (total + (excess / num_others).exp()) / (num_others + 1)
+    return torch.where(unit == -torch.inf, 0, unit + replaced.log())
+
+
+def _sum_of_others(values: Tensor) -> Tensor:
+    """Row l is the sum of the rows before row l plus that of the rows after it, ``[..., K, B]``."""
+    zero = torch.zeros_like(values[..., :1, :])
+    before = torch.cat([zero, values[..., :-1, :]], dim=-2).cumsum(dim=-2)
+    after = torch.cat([zero, values[..., 1:, :].flip(-2)], dim=-2).cumsum(dim=-2).flip(-2)
+    return before + after
 
 
 def vimco_loss(
@@ -265,7 +249,7 @@ def vimco_loss(
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
-    _check(min_particles=2, log_p=log_p, log_q=log_q)
+    check_log_densities(min_particles=2, log_p=log_p, log_q=log_q)
     bound = -iwae_loss(log_p, log_q)
     signal = bound.detach() - vimco_baseline(log_p - log_q, mean)
     return -((signal * _score(log_p, log_q, log_q_score)).sum(dim=0) + bound)
@@ -286,7 +270,7 @@ def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tenso
         ``[B]``, at the cost of K samples, K evaluations of p and q, one of the baseline.
     """
     bound = -iwae_loss(log_p, log_q)
-    _check_per_datum(log_p, baseline=baseline)
+    check_per_datum(log_p, baseline=baseline)
     score = _score(log_p, log_q, log_q_score).sum(dim=0)
     return -((bound - baseline).detach() * score + bound)
 
@@ -314,7 +298,7 @@ def relax_loss(
     bound = -iwae_loss(log_p, log_q)
     if c_bracket is None:
         c_bracket = c_conditional.detach()
-    _check_per_datum(log_p, c=c, c_conditional=c_conditional, c_bracket=c_bracket)
+    check_per_datum(log_p, c=c, c_conditional=c_conditional, c_bracket=c_bracket)
     return -((bound.detach() - c_bracket) * log_q.sum(dim=0) + c - c_conditional + bound)
 
 
@@ -356,7 +340,9 @@ def rws_dreg_loss(log_p: Tensor, log_q: Tensor, log_w_path: Tensor) -> Tensor:
 def _pathwise_loss(
     log_p: Tensor, log_q: Tensor, log_w_path: Tensor, weigh: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    _check(log_p=log_p, log_q=log_q, log_w_path=log_w_path)
+    check_log_densities(log_p=log_p, log_q=log_q, log_w_path=log_w_path)
+    log_w_path = log_w_path.masked_fill(log_p == -torch.inf, 0)  # else zero times infinity
+    check_finite("log_w_path", log_w_path)
     weights = weigh(normalized_weights(log_p - log_q))
     return wake_theta_loss(log_p, log_q) - (weights * log_w_path).sum(dim=0)
 
@@ -366,7 +352,8 @@ def tvo_loss(log_p: Tensor, log_q: Tensor, partition: Tensor, rule: str = "left"
 
     The Riemann sum of :math:`\log p_\theta(x) = \int_0^1 \mathbb{E}_{\pi_\beta}[\log w]\,d\beta`, with
     :math:`\pi_\beta \propto q^{1-\beta} p^\beta`, by self-normalised importance sampling from one set
-    of particles, and its covariance gradient.  One interval and the left rule give the ELBO.
+    of particles, and its covariance gradient.  One interval and the left rule give the ELBO.  A particle
+    of weight zero takes no part at any beta: at 0 that is the limit from above, where the ELBO has none.
 
     Args:
         log_p, log_q: ``[K, B]``, K >= 2, at particles without path derivative.
@@ -378,7 +365,7 @@ def tvo_loss(log_p: Tensor, log_q: Tensor, partition: Tensor, rule: str = "left"
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
-    _check(min_particles=2, log_p=log_p, log_q=log_q)
+    check_log_densities(min_particles=2, log_p=log_p, log_q=log_q)
     if rule not in ("left", "right"):
         raise ValueError(f"rule must be 'left' or 'right', got {rule!r}")
     if partition.ndim != 1 or len(partition) < 2:
@@ -395,10 +382,12 @@ def tvo_loss(log_p: Tensor, log_q: Tensor, partition: Tensor, rule: str = "left"
 
 def _tvo_sum(log_p: Tensor, log_q: Tensor, betas: Tensor, widths: Tensor) -> Tensor:
     """Surrogate whose gradient is that of the sum over beta of width * E_beta[log w]."""
-    log_w, num_particles = log_p - log_q, log_p.shape[0]
+    impossible, num_particles = log_p == -torch.inf, log_p.shape[0]
+    log_p = log_p.masked_fill(impossible, 0)  # any number: its weight is zero
+    log_w = log_p - log_q
     total = torch.zeros_like(log_w[0])
     for beta, width in zip(betas, widths, strict=True):
-        v = torch.softmax(beta * log_w.detach(), dim=0)
+        v = torch.softmax((beta * log_w.detach()).masked_fill(impossible, -torch.inf), dim=0)
         expected = (v * log_w.detach()).sum(dim=0)
         log_pi = beta * log_p + (1 - beta) * log_q
         deviation = v * (log_w.detach() - expected)

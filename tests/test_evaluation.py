@@ -11,6 +11,7 @@ from toys import GaussianModel, GaussianNetwork
 from rwslib import estimators, evaluation
 from rwslib.cpu import can_compile
 from rwslib.estimators import reinforce_loss, vimco_loss, wake_phi_loss
+from rwslib.models import gmm
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise
 
@@ -112,6 +113,49 @@ def test_verdict(intervals, expected):
     assert evaluation.verdict(intervals) == expected
 
 
+NOTHING = {
+    "verdict": lambda: evaluation.verdict([]),
+    "bootstrap, no sample": lambda: evaluation.bootstrap(np.mean),
+    "bootstrap, an empty sample": lambda: evaluation.bootstrap(np.mean, np.ones(3), np.ones(0)),
+    "bootstrap, no resamples": lambda: evaluation.bootstrap(np.mean, np.ones(3), num_resamples=0),
+    "gradient_std": lambda: evaluation.gradient_std(torch.zeros(3, 0, 7)),
+    "gradient_std, no parameter": lambda: evaluation.gradient_std(torch.zeros(3, 7, 0)),
+    "signal_to_noise": lambda: evaluation.signal_to_noise(torch.zeros(1, 7)),
+    "active_units": lambda: evaluation.active_units(torch.zeros(0, 7)),
+    "particle_tuples, K": lambda: evaluation.particle_tuples(3, 0),
+    "particle_tuples, C": lambda: evaluation.particle_tuples(0, 3),
+    "exact_bound": lambda: evaluation.exact_bound(torch.zeros(3), torch.zeros(3), 0),
+    "exact_wake_phi": lambda: evaluation.exact_wake_phi(torch.zeros(3), torch.zeros(3), 0),
+    "exact_moments": lambda: evaluation.exact_moments(vimco_loss, torch.zeros(3), torch.zeros(3), 0),
+    "importance_estimates, K": lambda: estimates(num_particles=0),
+    "importance_estimates, N": lambda: estimates(x=torch.zeros(0)),
+    "importance_estimates, rows": lambda: estimates(rows_at_once=0),
+    "importance_estimates, data": lambda: estimates(images_at_once=-1),
+}
+
+
+def estimates(x=None, num_particles=3, **options):
+    x = torch.zeros(2) if x is None else x
+    return evaluation.importance_estimates(
+        GaussianModel(), GaussianNetwork(), x, num_particles, Noise(1), **options
+    )
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_from_nothing_there_is_one_sentence(name):
+    with pytest.raises(ValueError, match=r"(must (be|hold|have)|holds no datum).*(got|its shape is)"):
+        NOTHING[name]()
+
+
+def test_by_how_much_the_authors_spread_is_larger():
+    """They divided by the first dimensions of the tensors; the docstring says what that makes."""
+    for hidden, factor in [((16,), "372/72 = 5.2"), ((16, 16), "644/104 = 6.2")]:
+        parameters = list(gmm.InferenceNetwork(hidden).parameters())
+        ours, theirs = sum(p.numel() for p in parameters), sum(len(p) for p in parameters)
+        assert f"{ours}/{theirs} = {ours / theirs:.1f}" == factor
+        assert factor in evaluation.gradient_std.__doc__
+
+
 # -- log evidence, KL and effective sample size by importance sampling --------------------------------
 
 
@@ -138,7 +182,7 @@ def test_importance_estimates_are_those_of_the_linear_gaussian_model():
     assert kl.mean() > 0.1
 
 
-def estimates_at_once(p, q, x, num_particles, noise, images_at_once):
+def estimates_at_once(p, q, x, num_particles, noise, images_at_once, dtype=torch.float32):
     """The same from all particles of some data at a time, by the formulas."""
     pieces = []
     for some in x.split(images_at_once):
@@ -148,7 +192,7 @@ def estimates_at_once(p, q, x, num_particles, noise, images_at_once):
         ess = estimators.effective_sample_size(log_w)
         pieces.append(torch.stack([log_marginal, log_marginal - elbo, elbo, ess]))
     names = ("log_marginal", "kl_q_p", "elbo", "ess")
-    return dict(zip(names, torch.cat(pieces, dim=1).float(), strict=True))
+    return dict(zip(names, torch.cat(pieces, dim=1).to(dtype), strict=True))
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 6, 10, 33, 10_000])
@@ -178,6 +222,48 @@ def test_the_effective_sample_size_lies_between_one_and_all(num_particles, log_s
     if num_particles == 50:
         assert found["ess"].min() < 1.1 or log_scale != -4.0
         assert found["ess"].median() > 25 or log_scale != 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_importance_estimates_have_the_precision_of_the_models(dtype):
+    p, q, x = GaussianModel().to(dtype), GaussianNetwork().to(dtype), torch.linspace(-2, 2, 8, dtype=dtype)
+    found = evaluation.importance_estimates(p, q, x, 10, Noise(4), images_at_once=3)
+    expected = estimates_at_once(p, q, x, 10, Noise(4), 3, dtype)
+    for name, value in found.items():
+        assert value.dtype == dtype, name
+        tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+        torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_importance_estimates_refuse_too_few_digits(dtype):
+    class Coarse(GaussianModel):
+        def log_joint(self, z, x):
+            return super().log_joint(z, x).to(dtype)
+
+    class CoarseNetwork(GaussianNetwork):
+        def log_prob(self, z, x):
+            return super().log_prob(z, x).to(dtype)
+
+    with pytest.raises(ValueError, match=f"log_p - log_q must be float32 or float64, got {str(dtype)[6:]}"):
+        evaluation.importance_estimates(Coarse(), CoarseNetwork(), torch.zeros(2), 3, Noise(1))
+
+
+def test_importance_estimates_count_impossible_particles():
+    """Half a normal distribution: as many zeros as there are, and a datum without evidence."""
+
+    class Positive(GaussianModel):
+        def log_joint(self, z, x):
+            return super().log_joint(z, x).masked_fill((z < 0) | (x == 7), -math.inf)
+
+    p, q, x = Positive(), GaussianNetwork(), torch.tensor([0.0, 7.0, 1.0])
+    found = evaluation.importance_estimates(p, q, x, 50, Noise(4), rows_at_once=20)
+    z, log_q = q.sample(x, 50, Noise(4))
+    log_w = (p.log_joint(z, x) - log_q)[:, [0, 2]]
+    torch.testing.assert_close(found["log_marginal"][[0, 2]], estimators.log_evidence(log_w))
+    torch.testing.assert_close(found["ess"][[0, 2]], estimators.effective_sample_size(log_w))
+    assert found["log_marginal"][1] == -math.inf
+    assert (found["elbo"] == -math.inf).all()
 
 
 @pytest.mark.slow

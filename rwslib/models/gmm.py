@@ -30,7 +30,7 @@ def pick(table: Tensor, z: Tensor) -> Tensor:
     if table.ndim == 1:
         return table[z]
     categories = torch.arange(table.shape[-1], dtype=z.dtype, device=z.device).view(-1, *[1] * z.ndim)
-    columns = table.mT.view(-1, *[1] * (z.ndim - 1), z.shape[-1])
+    columns = table.mT.view(table.shape[-1], *[1] * (z.ndim - 1), z.shape[-1])
     return torch.where(z == categories, columns, 0).sum(dim=0)
 
 
@@ -42,7 +42,9 @@ def sample_categories(log_probs: Tensor, uniform: Tensor) -> Tensor:
         cdf = probs.cumsum(dim=0)[:-1].clone(memory_format=layout)
         return torch.searchsorted(cdf, uniform.clone(memory_format=layout), out_int32=True)
     cdf = probs.mT.cumsum(dim=0)[:-1]
-    return (uniform > cdf.view(len(cdf), *[1] * (uniform.ndim - 1), -1)).sum(dim=0, dtype=torch.int32)
+    return (uniform > cdf.view(len(cdf), *[1] * (uniform.ndim - 1), cdf.shape[-1])).sum(
+        dim=0, dtype=torch.int32
+    )
 
 
 class GMM(nn.Module):

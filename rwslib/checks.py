@@ -1,0 +1,71 @@
+"""What is asked of log-densities, and of counts, before anything is computed from them."""
+
+import torch
+from torch import Tensor
+
+MAY_BE_IMPOSSIBLE = ("log_p", "log_w", "log_w_path")  # -inf there is a weight of zero
+
+
+def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:
+    """Raise ``ValueError`` unless all tensors are log-densities ``[K, B]`` of one shape, K large enough.
+
+    ``-inf`` passes in ``log_p`` and log-weights, as long as one particle of each datum has more.  Values are
+    looked at where that is possible: not in compiled or vmapped code.
+    """
+    (first, reference), *_ = tensors.items()
+    for name, value in tensors.items():
+        if value.ndim != 2:
+            raise ValueError(f"{name} must have shape [K, B] (particles, batch), got {list(value.shape)}")
+        if value.shape != reference.shape:
+            raise ValueError(f"{name} has shape {list(value.shape)}, but {first} has {list(reference.shape)}")
+        check_precision(name, value)
+    num_particles, batch = reference.shape
+    if num_particles < min_particles:
+        raise ValueError(
+            f"{first} holds {num_particles} particle(s), this estimator needs at least {min_particles}"
+        )
+    if not batch:
+        raise ValueError(f"{first} holds no datum, its shape is {list(reference.shape)}")
+    for name, value in tensors.items():
+        check_finite(name, value.detach().amax(dim=0) if name in MAY_BE_IMPOSSIBLE else value)
+
+
+def check_precision(name: str, value: Tensor) -> None:
+    """Raise ``ValueError`` for log-densities in fewer digits than float32's."""
+    if value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} must be float32 or float64, got {str(value.dtype).removeprefix('torch.')}: rounded to "
+            "fewer digits, a log-density of hundreds of nats gives a wrong weight"
+        )
+
+
+def check_per_datum(like: Tensor, **tensors: Tensor) -> None:
+    """Raise ``ValueError`` unless all tensors are finite and of shape ``[B]``, B taken from ``like``."""
+    for name, value in tensors.items():
+        if value.shape != like.shape[1:]:
+            raise ValueError(f"{name} must have shape [B] = {list(like.shape[1:])}, got {list(value.shape)}")
+        check_finite(name, value)
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ``ValueError`` unless all numbers are finite; passes where no value can be read."""
+    if torch.compiler.is_compiling():
+        return
+    try:
+        finite = bool(torch.isfinite(value.detach()).all())
+    except RuntimeError:  # inside vmap no value can be read
+        return
+    if finite:
+        return
+    if name in MAY_BE_IMPOSSIBLE:
+        raise ValueError(
+            f"{name} holds NaN or +inf, or a datum has only -inf: that is a weight of zero, but not for all"
+        )
+    raise ValueError(f"{name} holds NaN or infinite values, here every number must be finite")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ``ValueError`` unless all counts are at least one."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
