@@ -206,6 +206,17 @@ def disturb(kind: str, store: Path, rng: random.Random) -> str | None:
     return when
 
 
+def bury(states: dict[str, str]) -> None:
+    """Kill what is still stopped of jobs that have ended: by parents alone, Slurm loses some processes.
+
+    On a cluster it tracks them by control groups.  What is lost and trains on is welcome to.
+    """
+    for process, job in ours():
+        with contextlib.suppress(psutil.Error):
+            if job in states and states[job] not in LIVE and process.status() == psutil.STATUS_STOPPED:
+                process.kill()
+
+
 def watch(
     process: subprocess.Popen,
     controller: psutil.Process,
