@@ -334,9 +334,9 @@ def main() -> None:
     parser.add_argument("--sigkill", type=int, default=8, help="jobs to kill")
     parser.add_argument("--limit", type=int, default=2, help="jobs to stop until their time limit ends them")
     parser.add_argument("--silence", type=int, default=2, help="times that Slurm does not answer")
-    parser.add_argument("--runs", type=int, default=12, help="runs in the sweep that is disturbed")
-    parser.add_argument("--iterations", type=int, default=3000, help="of each run")
-    parser.add_argument("--minutes", type=int, default=2, help="time limit of a job")
+    parser.add_argument("--runs", type=int, default=8, help="runs in the sweep that is disturbed")
+    parser.add_argument("--iterations", type=int, default=1500, help="of each run")
+    parser.add_argument("--minutes", type=int, default=3, help="time limit of a job")
     parser.add_argument("--write", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the daemons are stopped
