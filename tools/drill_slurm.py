@@ -189,12 +189,17 @@ def has_checkpoint(process: psutil.Process, store: Path) -> bool:
 
 
 def disturb(kind: str, store: Path, rng: random.Random) -> str | None:
-    """Do something to a job that trains; returns how far the job was, or nothing if there is no such job."""
+    """Do something to a job that trains; returns how far the job was, or nothing if there is no such job.
+
+    Most of the time only to one that has a checkpoint.
+    """
     running = trainings()
-    if not running:
+    begun = {job for job, process in running.items() if has_checkpoint(process, store)}
+    among = begun if rng.random() < 0.8 else running
+    if not among:
         return None
-    job = rng.choice(sorted(running))
-    when = "after a checkpoint" if has_checkpoint(running[job], store) else "before the first checkpoint"
+    job = rng.choice(sorted(among))
+    when = "after a checkpoint" if job in begun else "before the first checkpoint"
     if kind == "scancel":
         ask("scancel", job)
     elif kind == "SIGKILL":  # of the training, or of what started it and waits for it
