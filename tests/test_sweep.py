@@ -21,6 +21,7 @@ from rwslib.experiments import GMMConfig, run
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import drill
 import drill_slurm
+import generate_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "num_iterations: 4, num_runs: 2, batch_size: 5"
@@ -80,8 +81,8 @@ def test_the_grids_of_the_paper_are_whole():
 
 
 def test_short_runs_share_jobs_and_long_ones_do_not():
-    short = [GMMConfig("ww", 2, num_iterations=10, seed=seed) for seed in range(40)]
-    long = [GMMConfig("ww", 2, seed=seed) for seed in range(3)]
+    short = [GMMConfig("ww", 2, num_iterations=10, seed=seed) for seed in range(1, 41)]
+    long = [GMMConfig("ww", 2, seed=seed) for seed in range(1, 4)]
     jobs = sweep.batches(short + long, 2)
     assert sorted(map(len, jobs)) == [1, 1, 1, 8, 16, 16]
     assert [len(job) for job in sweep.batches(short[:5], 2)] == [3, 2]
@@ -91,8 +92,9 @@ def test_short_runs_share_jobs_and_long_ones_do_not():
 def test_six_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "has_snakemake", lambda: pytest.fail("Snakemake was asked for"))
     record = run(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5), tmp_path / "results")
-    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {list(range(600))}}}")
-    for seed in range(600):
+    seeds = list(range(1, 601))
+    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {seeds}}}")
+    for seed in seeds:
         config = record.config | {"seed": seed}
         records.save(config, record.metrics, record.provenance, tmp_path / "results")
     begun = time.process_time()
@@ -130,7 +132,8 @@ def profile(folder, text):
 
 
 def test_a_profile_says_for_how_many_jobs_short_runs_are_packed(tmp_path, grid, planned):
-    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {list(range(12))}}}")
+    seeds = list(range(1, 13))
+    grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {seeds}}}")
     assert planned(grid) == 2
     assert planned(grid, profile="slurm") == 12
     assert planned(grid, profile="slurm", cores=4) == 4
@@ -308,3 +311,18 @@ def test_the_drill_on_slurm_keeps_what_the_profile_says_of_states(tmp_path):
     changed = {"latency-wait", "slurm-init-seconds-before-status-checks", "default-resources"}
     assert {name for name in own if own[name] != ours.get(name)} == changed
     assert own["default-resources"] == ours["default-resources"] | {"runtime": 3}
+
+
+def test_the_page_shows_what_both_drills_found():
+    page = (ROOT / "book/rerun.md").read_text()
+    for file, name, marker in [
+        ("drill.json", "kill drill", "drills"),
+        ("drill-slurm.json", "Slurm drill", "slurm drill"),
+    ]:
+        assert f"<!-- generated: {marker} -->" in page
+        found = json.loads((ROOT / "book/results" / file).read_text())[name]
+        assert found["missing"] == found["different"] == found["damaged"] == 0 < found["records compared"]
+        assert f"| {name} | records compared | {found['records compared']} |" in generate_pages.drill_table(
+            file, name
+        )
+    assert generate_pages.drill_table("none.json") == "This has not been run yet."
