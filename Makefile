@@ -8,7 +8,7 @@ SITE_STAMP := _build/html/.stamp
 BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 
 # The committed notebooks show published records only, whatever else was run here.
-PUBLISHED_ONLY := RWSLIB_RESULTS=$(CURDIR)/_build/no-results
+PUBLISHED_ONLY := RWSLIB_RESULTS="$(CURDIR)/_build/no-results"
 
 # Two processes of one thread each are faster here than one process of two threads; tests go to them one by
 # one, the slow ones first (tests/conftest.py), so that both end at the same time.
@@ -70,8 +70,8 @@ REPRODUCED := $(CURDIR)/results/reproduce-$(or $(SCALE),quick)
 PAPER_GRIDS := figure4 figure2-table1 figure1
 GRIDS := $(if $(filter paper,$(SCALE)),$(PAPER_GRIDS)) reproduce-$(or $(SCALE),quick)
 reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make their figures (SCALE=quick or paper)
-	RWSLIB_PUBLISHED=$(REPRODUCED)/none $(PY) -m rwslib sweep $(GRIDS:%=workflow/grids/%.yaml) \
-		--results-dir $(REPRODUCED) $(ARGS)
+	RWSLIB_PUBLISHED="$(REPRODUCED)/none" $(PY) -m rwslib sweep $(GRIDS:%=workflow/grids/%.yaml) \
+		--results-dir "$(REPRODUCED)" $(ARGS)
 
 drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
 	$(PY) tools/drill.py --write book/results/drill.json

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rwslib import files
 from rwslib.noise import Noise
 
 SIDE = 28  # of an image of a digit
@@ -59,9 +60,17 @@ class Digits(NamedTuple):
 
 
 def folder() -> Path:
-    """Where data live: ``$RWSLIB_DATA``, else ``rwslib`` in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RWSLIB_DATA") or Path(cache) / "rwslib")
+    """Where data live: ``$RWSLIB_DATA``, else ``rwslib`` in the user's cache folder.
+
+    Raises:
+        DataError: there is no such folder, because the user has no home.
+    """
+    if given := files.from_environment("RWSLIB_DATA"):
+        return given
+    try:
+        return files.expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "rwslib"
+    except ValueError as error:
+        raise DataError(f"{error}: set RWSLIB_DATA to the folder for data, or HOME") from None
 
 
 class DataSet(NamedTuple):

@@ -2,14 +2,14 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from rwslib import records
+from rwslib import files, records
 from rwslib.records import RunRecord
 
 HEADLINES = {  # the final values that tell most
@@ -32,15 +32,31 @@ def finals(metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in last.items() if name != "iteration"}
 
 
-def stores(results_dir: Path | None = None) -> list[Path]:
-    """The published store and the one that is written."""
-    return [records.published_dir(), Path(results_dir or records.default_results_dir())]
+def stores(results_dir: Path | None = None, own: bool = False) -> list[Path]:
+    """The published store and the one that is written, or with ``own`` the latter alone."""
+    written = records.results_store(results_dir)
+    return [written] if own or written == records.published_dir() else [records.published_dir(), written]
 
 
-def folders(results_dir: Path | None = None) -> Iterator[Path]:
-    """Every folder of both stores that is or should be a record."""
-    for store in stores(results_dir):
-        yield from sorted(path for path in store.glob(f"[!.]*/{'[0-9a-f]' * 16}") if path.is_dir())
+def folders(results_dir: Path | None = None, own: bool = False) -> Iterator[Path]:
+    """Every folder of both stores that is or should be a record, or that cannot be looked into."""
+    for store in stores(results_dir, own):
+        for experiment in _inside(store):
+            if experiment == store:
+                yield store
+            else:
+                named = "[0-9a-f]{16}"
+                yield from (p for p in _inside(experiment) if p == experiment or re.fullmatch(named, p.name))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders in a folder but those that are hidden, or itself where that is forbidden to know."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        return [folder]
 
 
 def find(key: str, results_dir: Path | None = None) -> RunRecord:
@@ -56,19 +72,19 @@ def find(key: str, results_dir: Path | None = None) -> RunRecord:
     return records.load(known[0])
 
 
-def table(results_dir: Path | None = None) -> Iterator[str]:
-    """Lines that say what both stores hold."""
+def table(results_dir: Path | None = None, own: bool = False) -> Iterator[str]:
+    """Lines that say what both stores hold, or with ``own`` that of new records."""
     yield _COLUMNS.format(
         "key", "experiment", "method", "K", "runs", "iterations", "date", "seconds", "medians, settings"
     )
     headlines = {name for names in HEADLINES.values() for name in names}
     wanted = headlines | {f"{name}_final" for name in headlines} | {"iteration"}
-    for path in folders(results_dir):
+    for path in folders(results_dir, own):
         try:
             yield _line(records.load(path, wanted))
         except (ValueError, KeyError) as error:
             yield f"{path.name:16}  {error}"
-    for path in sorted(stores(results_dir)[1].glob("[!.]*/*.checkpoint")):
+    for path in sorted(stores(results_dir)[-1].glob("[!.]*/*.checkpoint")):
         if line := _unfinished(path):
             yield line
 
@@ -95,21 +111,24 @@ def _line(record: RunRecord) -> str:
 def _unfinished(path: Path) -> str | None:
     """The line of a run that was begun and has no record yet."""
     try:
-        with safe_open(path, "numpy") as file:
-            state = file.metadata()
+        state = files.metadata(path)
         done, asked = int(state["iteration"]), state.get("asked", "?")
         if str(done) == asked:  # kept for a longer run to go on from
             return None
         cells = ("begun", "", "", f"{done}/{asked}", "", f"{float(state['seconds']):.1f}")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except FileNotFoundError:  # its run has just ended
+        return None
+    except OSError as error:
+        return f"{path.stem:16}  checkpoint {path} cannot be read ({error.strerror})"
+    except (KeyError, TypeError, ValueError) as error:
         return f"{path.stem:16}  checkpoint {path} is damaged ({error}); delete it to start this run again"
     return _COLUMNS.format(path.stem, path.parent.name, *cells, "no record yet").rstrip()
 
 
-def verify(results_dir: Path | None = None) -> tuple[int, list[str]]:
+def verify(results_dir: Path | None = None, own: bool = False) -> tuple[int, list[str]]:
     """Number of records in both stores, and one line for each fault of theirs."""
     faults, number = [], 0
-    for path in folders(results_dir):
+    for path in folders(results_dir, own):
         number += 1
         faults += [f"{path}: {fault}" for fault in _faults(path)]
     return number, faults
@@ -127,27 +146,46 @@ def _faults(path: Path) -> Iterator[str]:
     for name in PROVENANCE:
         if name not in record.provenance:
             yield f"provenance has no {name}"
-    if (path / "weights.safetensors").exists():
+    if (path / records.WEIGHTS).exists():
         try:
             for name, value in record.weights().items():
                 if not np.isfinite(value).all():
                     yield f"parameter {name} has values that are not finite"
-        except (OSError, SafetensorError) as error:
-            yield f"weights.safetensors is damaged ({error})"
+        except OSError as error:
+            yield f"{records.WEIGHTS} cannot be read ({error.strerror})"
+        except ValueError as error:
+            yield str(error)
 
 
-def export(file: TextIO, results_dir: Path | None = None) -> None:
-    """Write one row for each replicate: key, configuration, replicate, date, seconds, final values."""
-    rows, columns = [], {}
-    for path in folders(results_dir):
-        record = records.load(path)
-        values = finals(record.metrics)
-        about = {name: record.provenance[name] for name in ("date", "device", "seconds")}
-        plain = {k: json.dumps(v) if isinstance(v, list) else v for k, v in record.config.items()}
-        for replicate in range(record.config["num_runs"]):
-            last = {name: f"{value[replicate]:.6g}" for name, value in values.items()}
-            rows.append({"key": record.key, **plain, "replicate": replicate, **about, **last})
-            columns |= dict.fromkeys(rows[-1])
+def export(file: TextIO, results_dir: Path | None = None, own: bool = False) -> list[str]:
+    """Write one row for each replicate: key, configuration, replicate, date, seconds, final values.
+
+    Returns:
+        One line for each record that has no rows, because it is damaged or lacks something.
+    """
+    rows, columns, faults = [], {}, []
+    for path in folders(results_dir, own):
+        try:
+            new = _rows(records.load(path))
+        except (ValueError, LookupError) as error:
+            faults.append(f"{path}: {error!r}" if isinstance(error, LookupError) else str(error))
+            continue
+        rows += new
+        for row in new:
+            columns |= dict.fromkeys(row)
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
     writer.writerows(rows)
+    return faults
+
+
+def _rows(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a replicate."""
+    values = finals(record.metrics)
+    about = {name: record.provenance[name] for name in ("date", "device", "seconds")}
+    plain = {k: json.dumps(v) if isinstance(v, list) else v for k, v in record.config.items()}
+    rows = []
+    for replicate in range(record.config["num_runs"]):
+        last = {name: f"{value[replicate]:.6g}" for name, value in values.items()}
+        rows.append({"key": record.key, **plain, "replicate": replicate, **about, **last})
+    return rows

@@ -9,33 +9,32 @@ ones go to ``results_dir``, by default ``$RWSLIB_RESULTS`` or ``results/``.
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import tempfile
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks, so do not train one configuration twice at once
-    fcntl = None
-
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from rwslib import __version__
+from rwslib import __version__, files
 
 FORMAT = 1
-_ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = "weights.safetensors"
+# Set where a hook of git runs this, these variables would lead to the hook's repository.
+_OTHERS_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class RunRecord:
 
     Attributes:
         config: its configuration, plain JSON values.
-        provenance: versions, hardware, wall time in seconds, date, commit.
+        provenance: versions, hardware, wall time in seconds, date, commit and whether it was modified.
         metrics: named float arrays; ``iteration [T]``, curves ``[R, T, ...]``, final values ``[R]``.
         path: its folder.
     """
@@ -60,19 +59,33 @@ class RunRecord:
         return self.path.name
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Final parameters of the replicates, ``[R, ...]`` each, where the record keeps them."""
-        return load_file(self.path / "weights.safetensors")
+        """Final parameters of the replicates, ``[R, ...]`` each, where the record keeps them.
+
+        Raises:
+            FileNotFoundError: it keeps none.
+            ValueError: they are not what was written.
+        """
+        path = self.path / WEIGHTS
+        try:
+            return safetensors.numpy.load(files.read_sealed(path))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def published_dir() -> Path:
     """Folder of the published records, only read: ``$RWSLIB_PUBLISHED`` or ``book/results``."""
-    return Path(os.environ.get("RWSLIB_PUBLISHED") or _ROOT / "book" / "results")
+    return files.from_environment("RWSLIB_PUBLISHED") or files.ROOT / "book" / "results"
 
 
 def default_results_dir() -> Path:
     """Folder of new records: ``$RWSLIB_RESULTS``, or ``results`` in the checkout, else where we are."""
-    beside = _ROOT if (_ROOT / "pyproject.toml").exists() else Path()
-    return Path(os.environ.get("RWSLIB_RESULTS") or beside / "results")
+    beside = files.ROOT if files.IS_CHECKOUT else Path()
+    return files.from_environment("RWSLIB_RESULTS") or beside / "results"
+
+
+def results_store(results_dir: str | Path | None = None) -> Path:
+    """Folder of new records: the one given or the default one; it may not be there yet."""
+    return files.expanded(results_dir) if results_dir else default_results_dir()
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def find(
     config: Mapping[str, Any], results_dir: str | Path | None = None, only: Collection[str] | None = None
 ) -> RunRecord | None:
     """The record of a configuration, the published one first, or None; for ``only`` see ``load``."""
-    for store in (published_dir(), results_dir or default_results_dir()):
+    for store in (published_dir(), results_store(results_dir)):
         path = folder(config, store)
         if path.exists():
             return load(path, only)
@@ -112,23 +125,36 @@ def load(path: Path, only: Collection[str] | None = None) -> RunRecord:
     """Read one record; of its metrics those named in ``only``, or all.
 
     Raises:
-        ValueError: the folder does not hold one whole record of a format this version knows.
+        ValueError: the folder does not hold one whole record of a format this version knows, or it
+            cannot be read.
     """
     path = Path(path)
     try:
-        config = json.loads((path / "config.json").read_text())
-        provenance = json.loads((path / "provenance.json").read_text())
+        config = json.loads((path / "config.json").read_bytes())
+        provenance = json.loads((path / "provenance.json").read_bytes())
         if provenance["format"] > FORMAT:
             raise ValueError(f"its format {provenance['format']} is newer than this version's {FORMAT}")
-        with (path / "metrics.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            metrics = {name: file[name] for name in file.files if only is None or name in only}
+        metrics = _metrics(path / "metrics.npz", only)
         if key(config) != path.name:
             raise ValueError("its configuration does not hash to its name")
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"record {path} is damaged ({error}); delete this folder to run its configuration again"
         ) from error
+    except OSError as error:  # it may be whole
+        raise ValueError(f"record {path} cannot be read ({error.strerror or error})") from error
     return RunRecord(config, provenance, metrics, path)
+
+
+def _metrics(path: Path, only: Collection[str] | None) -> dict[str, np.ndarray]:
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if only is None or name in only}
+    except MemoryError:
+        raise
+    except Exception as error:  # a wrong byte raises whatever zipfile, zlib, tokenize and struct have
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def iterate(store: Path) -> Iterator[RunRecord]:
@@ -143,7 +169,7 @@ def writable(results_dir: str | Path | None = None) -> Path:
     Raises:
         ValueError: nothing can be written there.
     """
-    store = Path(results_dir or default_results_dir())
+    store = results_store(results_dir)
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=store):
@@ -163,32 +189,11 @@ def lock(config: Mapping[str, Any], store: Path, wait: bool = True) -> Iterator[
     always is.
     """
     place = folder(config, store)
-    path = place.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("w") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    yield False
-                    return
-                if not _still_named(path, file.fileno()):
-                    continue  # its last holder removed it, and others may hold a new one
-                _remove_leftovers(place)
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _still_named(path: Path, open_file: int) -> bool:
-    """Whether a path names this open file, and not a later one or none."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(open_file))
-    except FileNotFoundError:
-        return False
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with files.locked(place.with_suffix(".lock"), wait) as held:
+        if held:
+            _remove_leftovers(place)
+        yield held
 
 
 def _remove_leftovers(place: Path) -> None:
@@ -196,7 +201,8 @@ def _remove_leftovers(place: Path) -> None:
     for path in place.parent.glob(f".{place.name}.*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in place.parent.glob(f"{place.name}.[0-9]*"):  # see Trainer.save
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # another user's
+            path.unlink(missing_ok=True)
 
 
 def save(
@@ -208,51 +214,97 @@ def save(
 ) -> RunRecord:
     """Write a record so that it appears whole or not at all; one that is already there stays."""
     path = folder(config, store)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.chmod(0o755)
-        (temporary / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        (temporary / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-        # By name, so that a resumed run stores the bytes of an uninterrupted one.
-        in_order = {name: metrics[name] for name in sorted(metrics)}
-        np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **in_order)
-        if weights:
-            save_file(dict(weights), temporary / "weights.safetensors")
-        if not path.exists():  # else another process stored the same run first
-            temporary.rename(path)
-    except SafetensorError as error:  # a full disk, mostly
-        raise OSError(f"record {path} cannot be written: {error}") from error
+        with files.naming(path):
+            temporary.mkdir(parents=True)
+            for name, content in (("config", config), ("provenance", provenance)):
+                text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+                (temporary / f"{name}.json").write_text(text, encoding="utf-8")
+            # By name, so that a resumed run stores the bytes of an uninterrupted one.
+            in_order = {name: metrics[name] for name in sorted(metrics)}
+            np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **in_order)
+            if weights:
+                content = safetensors.numpy.save(dict(weights), files.UNSEALED)
+                files.write_sealed(temporary / WEIGHTS, content)
+            if not path.exists():  # else another process stored the same run first
+                temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load(path)
 
 
 def publish(source: Path, weights: bool = True) -> Path:
-    """Copy one finished record into the published store, with or without its weights; returns where it is."""
+    """Copy one finished record into the published store, with or without its weights; returns where it is.
+
+    A record that was published without its weights gets them.
+
+    Raises:
+        ValueError: there is no such record, no store to publish to, or the same configuration is
+            published with other numbers.
+    """
+    source = files.expanded(source).resolve()
+    if not (files.IS_CHECKOUT or os.environ.get("RWSLIB_PUBLISHED")):
+        raise ValueError("nowhere to publish to: this is no checkout, and RWSLIB_PUBLISHED is not set")
+    if not (source / "config.json").is_file():
+        raise ValueError(f"record must be the folder of a finished record, got {str(source)!r}")
     record = load(source)
     target = folder(record.config, published_dir())
-    if not target.exists():
-        temporary = target.with_name(f".{target.name}")
-        ignore = None if weights else shutil.ignore_patterns("weights.safetensors")
-        shutil.copytree(source, temporary, ignore=ignore, dirs_exist_ok=True)
-        temporary.rename(target)
+    names = ["config.json", "provenance.json", "metrics.npz"]
+    if weights and (source / WEIGHTS).exists():
+        record.weights()
+        names.append(WEIGHTS)
+    if target.exists():
+        if any((source / name).read_bytes() != (target / name).read_bytes() for name in names[1:3]):
+            raise ValueError(f"record must not be published with other numbers yet, but {target} is")
+        names = [name for name in names if not (target / name).exists()]
+    temporary = target.with_name(f".{target.name}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(source / name, temporary / name)
+        if target.exists():
+            for name in names:
+                (temporary / name).rename(target / name)
+        else:
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+@lru_cache
+def source() -> dict[str, Any]:
+    """The commit of this checkout, and whether the library is modified; None where nobody can tell.
+
+    A checkout that is no repository, only a folder in one, or was installed has no commit.
+    """
+    ours = {name: value for name, value in os.environ.items() if name not in _OTHERS_REPOSITORY}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(files.ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, env=ours, timeout=60)
+        return os.fsdecode(done.stdout).rstrip("\n")
+
+    try:
+        if os.path.samefile(git("rev-parse", "--show-toplevel"), files.ROOT):
+            changes = git("status", "--porcelain", "--", "rwslib")
+            return {"commit": git("rev-parse", "HEAD"), "modified": bool(changes)}
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, no commit, or not for us
+        pass
+    return {"commit": None, "modified": None}
 
 
 def provenance(seconds: float, device: str, **more: Any) -> dict[str, Any]:
     """What a reader needs to judge a number: versions, hardware, wall time, date, commit."""
     import torch  # here, because looking at records does not need it and loading it takes seconds
 
-    git = subprocess.run(
-        ["git", "-C", str(_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     hardware = {"processor": _processor(), "cores": os.cpu_count(), "machine": platform.machine()}
     if torch.device(device).type == "cuda":
         hardware["accelerator"] = torch.cuda.get_device_name(device)
     return {
         "format": FORMAT,
-        "commit": git.stdout.strip() or None,
+        **source(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "hardware": hardware,
@@ -286,7 +338,7 @@ def training_time(found: Iterable[RunRecord]) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown"

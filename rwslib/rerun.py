@@ -6,8 +6,11 @@ import json
 import math
 import os
 import re
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,18 +18,19 @@ from typing import Any
 
 import nbformat
 import papermill
-import torch
 import yaml
+from jupyter_client import AsyncKernelManager
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
+from papermill.translators import PythonTranslator
 
-from rwslib import records
+from rwslib import files, records
+from rwslib.cpu import check_device
 from rwslib.experiments import CONFIGS
 from rwslib.experiments.common import known_name, read_number, require
 from rwslib.experiments.own_model import OwnModelConfig
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = files.ROOT / "notebooks"
 KINDS = {  # what a parameter's type is called in messages
     "int": "a whole number",
     "float": "a number",
@@ -57,23 +61,39 @@ def find(name: str) -> Path:
     known = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     if name in known:
         return known[name]
-    if name.endswith(".ipynb") and Path(name).is_file():
-        return Path(name).resolve()
+    if name.endswith(".ipynb") and files.expanded(name).is_file():
+        return files.expanded(name).resolve()
     known_name(name, known, "notebook")
+
+
+def read(notebook: Path) -> nbformat.NotebookNode:
+    """A notebook of any version.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return nbformat.read(notebook, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # of JSON, of its scheme, of what is missing in it
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{notebook} is not a notebook ({reason})") from None
 
 
 @lru_cache
 def parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters of a notebook by name, from its cell tagged ``parameters``."""
     found = {}
-    for entry in papermill.inspect_notebook(str(notebook)).values():
+    tagged = [cell for cell in read(notebook).cells if "parameters" in cell.metadata.get("tags", [])]
+    for entry in PythonTranslator.inspect(tagged[0]) if tagged else []:
         try:
-            default = ast.literal_eval(entry["default"])
-        except ValueError:
+            default = ast.literal_eval(entry.default)
+        except (ValueError, SyntaxError):
             default = None
-        kind = entry["inferred_type_name"]
+        kind = entry.inferred_type_name
         kind = kind if kind in KINDS else type(default).__name__
-        found[entry["name"]] = Parameter(entry["name"], kind, default, entry["help"])
+        found[entry.name] = Parameter(entry.name, kind, default, entry.help)
     return found
 
 
@@ -119,8 +139,8 @@ def choose(
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; an empty file is an empty mapping."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     require(isinstance(content, dict | None), str(path), "a mapping of names to values", content)
     return content or {}
@@ -151,7 +171,7 @@ def check(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             kind = type(parameter.default[0]).__name__
             checked[name] = [fitted(name, item, kind, "a list of which each is ") for item in checked[name]]
     if checked.get("results_dir"):
-        checked["results_dir"] = str(Path(checked["results_dir"]).expanduser().absolute())
+        checked["results_dir"] = str(files.expanded(checked["results_dir"]).absolute())
     _check_experiment(notebook, {p.name: p.default for p in known.values()} | checked)
     return checked
 
@@ -172,7 +192,7 @@ def fitted(name: str, value: Any, kind: str, each: str = "") -> Any:
 def _check_experiment(notebook: Path, values: Mapping[str, Any]) -> None:
     """Refuse values that the experiment of a notebook (``02_gmm``) would refuse, before a kernel starts."""
     if "device" in values:
-        _check_device(values["device"])
+        check_device(values["device"])
     configs = {**CONFIGS, "your_own_model": OwnModelConfig}
     config = configs.get(notebook.stem.partition("_")[2])
     if config is None or not {"methods", "num_particles"} <= values.keys():
@@ -197,20 +217,9 @@ def _configure(config: type, fields: dict[str, Any]) -> None:
             raise ValueError(re.sub(r"^method ", "methods ", message)) from None
 
 
-def _check_device(device: str) -> None:
-    try:
-        require(torch.device(device).type in ("cpu", "cuda"), "device", "'cpu' or a CUDA device", device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"device must be one that PyTorch has here, such as 'cpu', got {device!r} ({reason})"
-        ) from None
-
-
 def inputs(notebook: Path) -> dict[str, str]:
     """SHA-256 of what an execution depends on: the notebook's cells and the library."""
-    cells = [[cell.cell_type, cell.source] for cell in nbformat.read(notebook, as_version=4).cells]
+    cells = [[cell.cell_type, cell.source] for cell in read(notebook).cells]
     library = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.name not in OUTSIDE:
@@ -223,7 +232,7 @@ def inputs(notebook: Path) -> dict[str, str]:
 
 def target(notebook: Path, values: Mapping[str, Any]) -> Path:
     """Where the notebook executed at these parameters goes, its page and its provenance beside it."""
-    store = Path(values.get("results_dir") or records.default_results_dir()).absolute()
+    store = records.results_store(values.get("results_dir")).absolute()
     filled = {p.name: p.default for p in parameters(notebook).values()} | dict(values)
     filled.pop("results_dir", None)
     name = records.key({"notebook": notebook.stem, "parameters": filled})
@@ -234,7 +243,7 @@ def is_current(notebook: Path, values: Mapping[str, Any], now: Mapping[str, str]
     """Whether the notebook was executed at these parameters when its inputs were as they are now."""
     executed = target(notebook, values)
     try:
-        same = json.loads(executed.with_suffix(".json").read_text())["inputs"] == now
+        same = json.loads(executed.with_suffix(".json").read_bytes())["inputs"] == now
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return same and executed.exists() and executed.with_suffix(".html").exists()
@@ -245,25 +254,28 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> Path:
 
     Raises:
         ValueError: a cell failed; the message says where the cells up to there are.
+        KeyboardInterrupt: Ctrl-C interrupted a cell, and a run in it wrote its checkpoint.
     """
     executed = target(notebook, values)
     records.writable(executed.parent)
-    for name in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED", "RWSLIB_DATA"):  # the kernel works in another folder
-        if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).absolute())
+    files.settle_environment()
     before, begun = inputs(notebook), time.monotonic()
     temporary = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(temporary),
-            dict(values),
-            kernel_name="python3",
-            cwd=str(notebook.parent),
-            extra_arguments=["--log-level=ERROR"],  # else the kernel remarks on its transport
-        )
+        with files.naming(temporary), _interrupts_reach_the_kernel() as (interrupted, options):
+            papermill.execute_notebook(
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, temporary)),
+                dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=str(notebook.parent),
+                extra_arguments=["--log-level=ERROR"],  # else the kernel remarks on its transport
+                **options,
+            )
         temporary.replace(executed)
     except (PapermillExecutionError, RuntimeError) as error:  # the latter: the kernel died
+        if interrupted:
+            raise KeyboardInterrupt from None
         kept = executed.with_suffix(".failed.ipynb")
         if temporary.exists():
             temporary.replace(kept)
@@ -273,15 +285,56 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> Path:
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
-    executed.with_suffix(".html").write_text(page(executed, values))
     about = {
         "notebook": notebook.stem,
         "parameters": dict(values),
         "inputs": before,
         "seconds": round(time.monotonic() - begun, 1),
     }
-    executed.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    for suffix, text in ((".html", page(executed, values)), (".json", json.dumps(about, indent=1) + "\n")):
+        beside = executed.with_suffix(suffix)
+        with files.naming(beside):
+            beside.write_text(text, encoding="utf-8")
     return executed
+
+
+@contextmanager
+def _interrupts_reach_the_kernel() -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Give the first Ctrl-C to the kernel alone, so that a run in it can write its checkpoint.
+
+    Yields:
+        The signals that came, and what papermill is to be called with.
+    """
+    interrupted, kernels, begun = [], [], []
+
+    class Kernel(AsyncKernelManager):
+        def __init__(self, **traits):
+            super().__init__(**traits)
+            kernels.append(self)
+
+    def interrupt(number: int, _: Any) -> None:
+        signal.signal(signal.SIGINT, before)  # a second one is for this process
+        interrupted.append(number)
+        if begun:  # a kernel that starts would only die of it
+            os.killpg(kernels[0].provisioner.pgid, number)
+
+    def stop(**_: Any) -> None:
+        if interrupted:  # before a cell began
+            raise RuntimeError("interrupted")
+
+    options = {
+        "kernel_manager_class": Kernel,
+        "on_notebook_start": lambda **_: begun.append(True),
+        "on_cell_start": stop,
+    }
+    if threading.current_thread() is not threading.main_thread():  # which alone sees signals
+        yield interrupted, options
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted, options
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def page(executed: Path, values: Mapping[str, Any]) -> str:

@@ -20,10 +20,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from rwslib import inspection, records
+from rwslib import files, inspection, records
+from rwslib.cpu import check_device
 from rwslib.experiments import CONFIGS
 from rwslib.experiments.common import known_name, plain_value, require
-from rwslib.records import fcntl
 from rwslib.training import COMPILE_FROM
 
 WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
@@ -36,7 +36,7 @@ INHERITED = ("RWSLIB_DATA", "RWSLIB_PUBLISHED", "RWSLIB_CHECKPOINT_SECONDS", "PY
 def entries(grid: Path) -> Iterator[dict[str, Any]]:
     """Every single row of a grid file: a list of mappings, each the product of its lists."""
     try:
-        listed = yaml.safe_load(grid.read_text())
+        listed = yaml.safe_load(grid.read_bytes())
     except yaml.YAMLError as error:
         raise ValueError(f"{grid} is not YAML: {' '.join(str(error).split())}") from None
     require(isinstance(listed, list), str(grid), "a list of mappings", listed)
@@ -89,7 +89,7 @@ def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[st
         inputs.setdefault(notebook, rerun.inputs(notebook))
         notebooks[rerun.target(notebook, values).stem] = (notebook, values)
     total = len(runs) + len(notebooks)
-    runs = [config for config in runs.values() if not _is_stored(config, store)]
+    runs = [config for config in runs.values() if not is_stored(config, store)]
     notebooks = {
         name: (str(notebook), values)
         for name, (notebook, values) in notebooks.items()
@@ -98,11 +98,12 @@ def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[st
     return total, runs, notebooks
 
 
-def _is_stored(config: Any, store: Path) -> bool:
+def is_stored(config: Any, store: Path) -> bool:
+    """Whether one of the stores has the record of a configuration, whole."""
     try:
         return records.find(records.plain(config), store, only=()) is not None
-    except ValueError:
-        return False  # damaged: the run will say so, and the others go on
+    except (ValueError, OSError):
+        return False  # damaged or not readable: the run will say so, and the others go on
 
 
 def batches(runs: Sequence[Any], jobs: int) -> list[list[Any]]:
@@ -137,7 +138,8 @@ def sweep(
     Returns:
         How many rows could not be done.
     """
-    store = records.writable(results_dir).absolute()
+    check_device(device, here=not profile)  # a cluster's may be elsewhere
+    store = records.results_store(results_dir).absolute()
     os.environ["RWSLIB_RESULTS"] = str(store)
     total, runs, notebooks = pending(grids, store)
     missing = len(runs) + len(notebooks)
@@ -148,13 +150,14 @@ def sweep(
         print("\n".join(notebooks), end="\n" * bool(notebooks))
     if dry_run or not missing:
         return 0
+    records.writable(store)
     if not has_snakemake():
         raise ValueError(
             "sweep needs Snakemake: pip install -r requirements-sweep.txt; "
             "python -m rwslib train GRID does without, on one core"
         )
     jobs = cores or (profile_jobs(profile) if profile else 2)
-    with _workspace(store) as folder:
+    with files.naming(store / ".sweep"), _workspace(store) as folder:
         _write_plan(folder, store, batches(runs, jobs), notebooks, device)
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "Snakefile")]
         command += ["--directory", str(folder), "--keep-going", "--quiet", "host", "reason"]
@@ -163,7 +166,9 @@ def sweep(
             command += ["--profile", str(_profile_folder(profile))]
         if cores or not profile:
             command += ["--cores", str(cores or 2)]
-        subprocess.run(command, check=False)  # what is missing afterwards tells more than its exit code
+        # its own cache, because homes are not writable everywhere; what is missing afterwards tells more
+        # than its exit code
+        subprocess.run(command, check=False, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")})
     _, runs, notebooks = pending(grids, store)
     left = [f"{records.key(plain)} {inspection.label(plain)}" for plain in map(records.plain, runs)]
     for name in left + list(notebooks):
@@ -179,7 +184,7 @@ def has_snakemake() -> bool:
 
 def _profile_folder(profile: str) -> Path:
     ours = WORKFLOW / "profiles" / profile
-    return ours if ours.is_dir() else Path(profile)
+    return ours if ours.is_dir() else files.expanded(profile)
 
 
 def profile_jobs(profile: str) -> int:
@@ -211,50 +216,35 @@ def _workspace(store: Path) -> Iterator[Path]:
     shelf = store / ".sweep"
     shelf.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        with _held(shelf, wait=True):  # else another sweep might take a new folder for a dead one's
-            for path in shelf.iterdir():
-                with _held(path) as held:
-                    if held:
+        with files.locked(shelf / "lock"):  # else another sweep might take a new folder for a dead one's
+            for path in shelf.glob("*/"):
+                with suppress(PermissionError), files.locked(path / "lock", wait=False) as held:
+                    if held and files.fcntl:
                         shutil.rmtree(path, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(dir=shelf))
-            stack.enter_context(_held(folder))
+            stack.enter_context(files.locked(folder / "lock"))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _held(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a folder, at most as long as this process lives; yields whether it could be."""
-    if fcntl is None:
-        yield False
-        return
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(file)
-
-
 def _write_plan(
     folder: Path, store: Path, jobs: Sequence[Sequence[Any]], notebooks: Mapping[str, Any], device: str
 ) -> None:
     """The jobs as files that ``workflow/Snakefile`` reads."""
+    files.settle_environment()
+    cache = os.environ.get("XDG_CACHE_HOME")  # which Snakemake gets another of
+    own_cache = ["-u", "XDG_CACHE_HOME"] if cache is None else [f"XDG_CACHE_HOME={cache}"]
     for number, configs in enumerate(jobs):
         rows = [  # a list in a grid is an axis, so each value goes into one of its own
             {name: [value] for name, value in records.plain(config).items()} for config in configs
         ]
-        (folder / f"run{number}.yaml").write_text(yaml.safe_dump(rows))
+        (folder / f"run{number}.yaml").write_text(yaml.safe_dump(rows), encoding="utf-8")
     for name, (_, values) in notebooks.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     plan = {
-        "python": sys.executable,
+        "command": ["env", *own_cache, sys.executable, "-m", "rwslib"],
         "store": str(store),
         "device": device,
         "runs": [f"run{number}" for number in range(len(jobs))],
@@ -264,4 +254,4 @@ def _write_plan(
             **{name: os.environ[name] for name in INHERITED if os.environ.get(name)},
         },
     }
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")

@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
-from rwslib.cpu import can_compile, single_thread
+from rwslib import files
+from rwslib.cpu import check_device, single_thread, why_not_compile
 from rwslib.cuda import Captured, graph_length
 from rwslib.methods import Method
 from rwslib.noise import GRADIENTS, ORDER, TRAINING, Noise, Tape, check_seed, seed_for
@@ -38,7 +39,7 @@ UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and co
 GPU_BLOCK = 125  # optimiser steps that a GPU takes in one go; a change changes its runs' numbers, and so
 GPU_NOISE = 2**28  # does one of the random numbers that they may take, a gigabyte a replicate
 COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
-CHECKPOINT_SECONDS = float(os.environ.get("RWSLIB_CHECKPOINT_SECONDS") or 30)  # changes no numbers
+CHECKPOINT_SECONDS = files.seconds_from_environment("RWSLIB_CHECKPOINT_SECONDS", 30)  # changes no numbers
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,9 @@ class Trainer:
     ):
         check_seed(problem.seed)
         self.problem, self.replicates, self.device = problem, list(replicates), device
+        check_device(device)
         self.iteration, self.seconds, self.curves, self._orders = 0, 0.0, {}, (None, None)
+        self._in_step = False
         if problem.epoch is not None and problem.epoch[1] > problem.epoch[0]:
             raise ValueError(
                 f"batch_size must be at most the {problem.epoch[0]} data, got {problem.epoch[1]}"
@@ -194,13 +197,8 @@ class Trainer:
         }
         if compiled is None:
             compiled = problem.num_iterations >= COMPILE_FROM
-        if compiled and not can_compile(device):
-            missing = (
-                "no compiler, Python headers or Triton"
-                if torch.device(device).type == "cuda"
-                else "no C++ compiler or Python headers"
-            )
-            warnings.warn(f"{missing} found: training uncompiled, slower", stacklevel=2)
+        if compiled and (reason := why_not_compile(device)):
+            warnings.warn(f"{reason}: training uncompiled, slower", stacklevel=2)
             compiled = False
         self.compiled = compiled
         if compiled:
@@ -408,9 +406,12 @@ class Trainer:
         tapes, rows = self._tapes(count, self.numbers), self._rows(count)
         iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
         advance = self._advance_block if count == self.block else self._advance_piecewise
+        self._in_step = True
         with torch.no_grad():
-            self.params, self.moments = advance(self.params, self.moments, iteration, *tapes, rows)
-        self.iteration += count
+            params, moments = advance(self.params, self.moments, iteration, *tapes, rows)
+        # together, so that an interruption finds a whole state
+        self.params, self.moments, self.iteration = params, moments, self.iteration + count
+        self._in_step = False
 
     def _advance_piecewise(
         self, params: Tensors, moments: tuple[Tensors, Tensors], iteration: Tensor, *tensors: Tensor
@@ -426,14 +427,19 @@ class Trainer:
         metrics = self.problem.evaluate(self, self.iteration)
         if not all(torch.isfinite(value).all() for value in self.params.values()):
             raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
-        for name, value in {"iteration": torch.tensor(self.iteration), **metrics}.items():
-            self.curves.setdefault(name, []).append(value.detach().cpu().float().numpy())
+        new = {"iteration": torch.tensor(self.iteration), **metrics}
+        values = {name: value.detach().cpu().float().numpy() for name, value in new.items()}
+        # at once, so that an interruption finds whole curves
+        self.curves = self.curves | {k: [*self.curves.get(k, ()), value] for k, value in values.items()}
+
+    def _is_logged(self) -> bool:
+        return bool(self.curves) and self.curves["iteration"][-1] == np.float32(self.iteration)
 
     def train(self, checkpoint: Path | None = None, progress: bool = False) -> dict[str, np.ndarray]:
         """Train to the end, resuming from the checkpoint if there is one.
 
         Args:
-            checkpoint: file to write now and then, and to resume from.
+            checkpoint: file to write now and then and when interrupted, and to resume from.
             progress: show a progress bar with the time left on standard error.
 
         Returns:
@@ -443,29 +449,34 @@ class Trainer:
         if checkpoint is not None and checkpoint.exists() and not resumed:
             checkpoint = None  # it belongs to a longer run and stays as it is
         begun = saved = time.monotonic()
-        with (
-            single_thread(self.device),
-            tqdm(
-                total=self.problem.num_iterations,
-                initial=self.iteration,
-                disable=not progress,
-                unit="it",
-                desc=self.problem.method.title,
-                file=sys.stderr,
-                leave=False,
-            ) as bar,
-        ):
-            if not resumed:
-                self.log()
-            while self.iteration < self.problem.num_iterations:
-                self.train_block()
-                bar.update(self.iteration - bar.n)
-                if self.iteration % self.problem.log_every == 0:
+        known = self.iteration  # which a new start or the checkpoint would give
+        bar = tqdm(
+            total=self.problem.num_iterations,
+            initial=self.iteration,
+            disable=not progress,
+            unit="it",
+            desc=self.problem.method.title,
+            file=sys.stderr,
+            leave=False,
+        )
+        try:
+            with single_thread(self.device), bar:
+                if self.iteration % self.problem.log_every == 0 and not self._is_logged():
                     self.log()
-                    now = time.monotonic()
-                    if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
-                        self.save(checkpoint, self.seconds + now - begun)
-                        saved = now
+                while self.iteration < self.problem.num_iterations:
+                    self.train_block()
+                    bar.update(self.iteration - bar.n)
+                    if self.iteration % self.problem.log_every == 0:
+                        self.log()
+                        now = time.monotonic()
+                        if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
+                            self.save(checkpoint, self.seconds + now - begun)
+                            known, saved = self.iteration, now
+        except (KeyboardInterrupt, SystemExit):
+            on_gpu = torch.device(self.device).type == "cuda"  # where a step changes the state in its place
+            if checkpoint is not None and self.iteration > known and not (on_gpu and self._in_step):
+                self.save(checkpoint, self.seconds + time.monotonic() - begun)
+            raise
         self.seconds += time.monotonic() - begun
         if checkpoint is not None:
             self.save(checkpoint, self.seconds)  # what follows may take minutes
@@ -486,15 +497,13 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         metadata = {"iteration": self.iteration, "asked": self.problem.num_iterations, "seconds": seconds}
+        content = safetensors.torch.save(
+            {name: value.contiguous().cpu() for name, value in state.items()},
+            {name: str(value) for name, value in metadata.items()} | files.UNSEALED,
+        )
         try:
-            save_file(
-                {name: value.contiguous().cpu() for name, value in state.items()},
-                temporary,
-                metadata={name: str(value) for name, value in metadata.items()},
-            )
+            files.write_sealed(temporary, content)
             temporary.replace(path)
-        except SafetensorError as error:  # a full disk, mostly
-            raise OSError(f"checkpoint {path} cannot be written: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -505,10 +514,9 @@ class Trainer:
             ValueError: the file is not a whole checkpoint of this problem.
         """
         try:
-            with safe_open(path, "pt", device=str(self.device)) as file:
-                # cloned: from an unaligned address matrix products round otherwise
-                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
+            content, metadata = files.read_sealed(path), files.metadata(path)
+            # copied: from an unaligned address matrix products round otherwise
+            state = {k: v.to(self.device, copy=True) for k, v in safetensors.torch.load(content).items()}
             iteration, seconds = int(metadata["iteration"]), float(metadata["seconds"])
             if iteration > self.problem.num_iterations:
                 return False

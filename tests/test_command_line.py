@@ -185,7 +185,12 @@ BAD_PARAMETERS = [
     (["-p", "methods", "[]"], "methods must be a list of at least one"),
     (["-p", "init", "<script>"], "init must be 'far' or 'near', got '<script>'"),
     (["-p", "delta", "2"], "delta must be a number between 0 and 1"),
-    (["-p", "device", "gpu"], "device must be one that PyTorch has here"),
+    (["-p", "device", "gpu"], "device must be 'cpu' or a CUDA device .*, got 'gpu'"),
+    (
+        ["-p", "device", "mps"],
+        "device must be .*, got 'mps': Apple's GPUs have no float64",
+    ),
+    (["-p", "device", "cuda:99"], "device must be one that PyTorch has here, .*got 'cuda:99'"),
     (["-f", "nowhere.yaml"], "nowhere.yaml"),
 ]
 
@@ -287,7 +292,7 @@ def full_disk(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("rwslib.training.save_file", fail)
+        patched.setattr("rwslib.files.write_sealed", fail)
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import GaussianModel, GaussianNetwork
 
-from rwslib import records
+from rwslib import records, training
 from rwslib.cpu import can_compile
 from rwslib.experiments import GMMConfig, gmm, run
 from rwslib.methods import METHODS, wake_theta
@@ -122,6 +122,30 @@ def test_a_damaged_checkpoint_is_refused_with_its_path(tmp_path):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("place", [-1, -1000, 9, 100, 400])
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(place, tmp_path):
+    trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
+    path = tmp_path / "state"
+    trainer.save(path, seconds=0)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint .* is damaged"):
+        trainer.load(path)
+
+
+def test_a_checkpoint_without_a_checksum_is_taken(tmp_path):
+    trainer = trained(small("ww"), blocks=1)
+    trainer.save(tmp_path / "state", seconds=2)
+    metadata = {"iteration": str(trainer.iteration), "asked": "100", "seconds": "2"}
+    save_file(load_file(tmp_path / "state"), tmp_path / "old", metadata=metadata)
+    again = Trainer(trainer.problem, trainer.replicates, compiled=False)
+    assert again.load(tmp_path / "old")
+    assert again.iteration == trainer.iteration
+    for name, value in trainer.params.items():
+        assert torch.equal(again.params[name], value)
+
+
 @pytest.mark.parametrize("number", [{"iteration": "many"}, {"iteration": ""}, {"seconds": "long"}])
 def test_a_checkpoint_with_damaged_numbers_is_refused_with_its_path(number, tmp_path):
     trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
@@ -132,6 +156,58 @@ def test_a_checkpoint_with_damaged_numbers_is_refused_with_its_path(number, tmp_
     with pytest.raises(ValueError, match=r"checkpoint .* is damaged .*delete it") as error:
         trainer.load(path)
     assert str(path) in str(error.value)
+
+
+def interrupting(function, at, ending=KeyboardInterrupt):
+    """The function, but that a call of it ends all."""
+    calls = []
+
+    def interrupted(*arguments, **named):
+        calls.append(function)
+        if len(calls) == at:
+            raise ending
+        return function(*arguments, **named)
+
+    return interrupted
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "ending", "iteration"),
+    [
+        ("_advance_together", 8, KeyboardInterrupt, 7),  # between two logs
+        ("_tapes", 9, SystemExit, 6),
+        ("log", 3, KeyboardInterrupt, 10),
+        ("evaluate", 3, KeyboardInterrupt, 10),
+    ],
+)
+def test_an_interrupted_run_writes_a_checkpoint_on_its_way_out(
+    name, at, ending, iteration, tmp_path, monkeypatch
+):
+    """Wherever it is at that moment; it ends with the numbers of an undisturbed one."""
+    monkeypatch.setattr(training, "NOISE_BLOCK", 1)  # so a block is one step
+    problem = replace(gmm.problem(small("ww")), num_iterations=15, log_every=5)
+    stopped = Trainer(problem, range(2))
+    owner = stopped if hasattr(stopped, name) else stopped.problem
+    object.__setattr__(owner, name, interrupting(getattr(owner, name), at, ending))
+    path = tmp_path / "state"
+    with pytest.raises(ending):
+        stopped.train(path)
+    problem = replace(problem, evaluate=gmm.problem(small("ww")).evaluate)
+    resumed = Trainer(problem, range(2))
+    assert resumed.load(path)
+    assert resumed.iteration == iteration
+    found, expected = Trainer(problem, range(2)).train(path), Trainer(problem, range(2)).train()
+    assert found.keys() == expected.keys()
+    for metric, value in expected.items():
+        np.testing.assert_array_equal(found[metric], value)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(tmp_path):
+    trainer = Trainer(gmm.problem(small("ww")), [0], compiled=False)
+    trainer.log = interrupting(trainer.log, 1)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(tmp_path / "state")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -25,11 +25,12 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwslib import data, records
+from rwslib.cpu import can_compile, single_thread
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
 from rwslib.models.air import CANVAS, GLIMPSE, MAX_OBJECTS, WHAT_SIZE
 from rwslib.noise import Noise
-from rwslib.training import Trainer, can_compile, single_thread
+from rwslib.training import Trainer
 
 Limits = dict[str, float]
 Rows = Iterator[dict[str, Any]]
@@ -263,7 +264,7 @@ def sweep_rows(seconds: float, limits: Limits) -> Rows:
             return time.perf_counter() - begun
 
         def overhead(store: str, entry: dict[str, Any]) -> float:
-            grid.write_text(yaml.safe_dump([entry]))
+            grid.write_text(yaml.safe_dump([entry]), encoding="utf-8")
             took = timed(store, "sweep", str(grid), "--cores", "1")
             trained = [record.provenance["seconds"] for record in records.iterate(Path(folder) / store)]
             return (took - sum(trained)) / len(trained)
@@ -279,7 +280,9 @@ def sweep_rows(seconds: float, limits: Limits) -> Rows:
             yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["run"]}
         seeds = fill(Path(folder) / "full", RECORDS)
         fields = seeds[0] | {"seed": list(range(ROWS))}
-        grid.write_text(yaml.safe_dump([{k: v if k == "seed" else [v] for k, v in fields.items()}]))
+        grid.write_text(
+            yaml.safe_dump([{k: v if k == "seed" else [v] for k, v in fields.items()}]), encoding="utf-8"
+        )
         found = timed("full", "sweep", str(grid))
         what = f"a sweep of {ROWS} rows that are all done"
         yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["up to date"]}
@@ -295,7 +298,7 @@ def fill(store: Path, number: int) -> list[dict[str, Any]]:
     for config in configs:
         target = records.folder(config, store)
         shutil.copytree(source.path, target, ignore=shutil.ignore_patterns("weights.safetensors"))
-        (target / "config.json").write_text(json.dumps(config))
+        (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return configs
 
 
@@ -357,14 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write(path: Path, section: str, device: str, limits: Limits, rows: list[dict[str, Any]]) -> None:
     """Replace one section of the file, or add it."""
-    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     measured[section] = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": records.provenance(0, device)["hardware"],
         "limits": {name: round(value) for name, value in limits.items()},
         "rows": rows,
     }
-    path.write_text(json.dumps(measured, indent=1) + "\n")
+    path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ Parameters = dict[str, Any]
 
 def toc_notebooks() -> list[str]:
     """Names of the notebooks in the table of contents, in its order."""
-    toc = (ROOT / "book/_toc.yml").read_text()
+    toc = (ROOT / "book/_toc.yml").read_text(encoding="utf-8")
     names = re.findall(r"^\s*-?\s*file:\s*notebooks/(\w+)", toc, re.MULTILINE)
     for name in names:
         if not (ROOT / f"notebooks/{name}.ipynb").exists():
@@ -49,7 +49,7 @@ def toc_notebooks() -> list[str]:
 def read_mapping(path: Path) -> Parameters:
     """A YAML file that holds a mapping; an empty file is an empty mapping."""
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise SystemExit(f"The parameter file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
@@ -127,8 +127,8 @@ def stage_sources() -> None:
     shutil.copytree(ROOT / "notebooks", STAGE / "notebooks", ignore=shutil.ignore_patterns(".*"))
     for page in (STAGE / "book").glob("*.md"):
         if page.name != "glossary.md":
-            page.write_text(*link_terms([page.read_text()], TERMS))
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+            page.write_text(link_terms([page.read_text(encoding="utf-8")], TERMS)[0], encoding="utf-8")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["sphinx"]["local_extensions"] = {"reference": str(ROOT / "tools")}
     if url := repository_url():
         config["repository"]["url"] = url
@@ -136,7 +136,7 @@ def stage_sources() -> None:
         config["html"] |= dict.fromkeys(buttons, True)
         config["launch_buttons"] |= launch_buttons(url)
     config["html"]["extra_footer"] = cite_box(url, config["copyright"])
-    (STAGE / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (STAGE / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def repository_url() -> str | None:
@@ -144,7 +144,10 @@ def repository_url() -> str | None:
     if given := os.environ.get("RWSLIB_REPOSITORY"):
         return given
     command = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-    remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        remote = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git
+        return None
     pattern = r"(?:https://(?:[^@/]+@)?|(?:ssh://)?git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
     match = re.fullmatch(pattern, remote)
     return f"https://github.com/{match[1]}" if match else None
@@ -175,7 +178,7 @@ if importlib.util.find_spec("rwslib") is None:  # on Colab, which has all else t
 
 def cite_box(url: str | None, year: str) -> str:
     """The end of every page: how to cite the book, by CITATION.cff, and the paper, by the bibliography."""
-    work = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    work = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     book = Entry("software", {"title": f"{{{work['title']}}}", "year": year, "version": work["version"]})
     if url:
         book.fields["url"] = url
@@ -194,11 +197,12 @@ def cite_box(url: str | None, year: str) -> str:
 def execute(name: str, parameters: Parameters) -> str | None:
     """Execute one notebook into the staging folder; return what went wrong, if anything did."""
     target = STAGE / f"notebooks/{name}.ipynb"
+    pattern = str(target).replace("{", "{{").replace("}", "}}")  # papermill fills in what stands in braces
     source = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     try:
         papermill.execute_notebook(
             source,
-            target,
+            pattern,
             parameters,
             kernel_name="python3",
             progress_bar=False,
@@ -243,7 +247,7 @@ def drop_icon_script() -> None:
     script = SITE / "_static/scripts/fontawesome.js"
     if not script.exists():
         raise SystemExit(f"The theme has no {script.relative_to(SITE)} any more: drop_icon_script can go.")
-    script.write_text("// The icons come from the style sheet.\n")
+    script.write_text("// The icons come from the style sheet.\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -264,6 +268,11 @@ def main() -> None:
             folder.mkdir(parents=True)
             os.environ[variable] = str(folder)
     os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
+    for variable in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED", "RWSLIB_DATA"):  # kernels work in another folder
+        if value := os.environ.get(variable):
+            os.environ[variable] = str(Path(value).expanduser().absolute())
+    # The library of this checkout, whatever is installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
     # Threads, because kernels that different processes start together can pick the same port; the working
     # directory is theirs together.  The last chapters take longest, so they come first.

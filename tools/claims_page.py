@@ -302,12 +302,14 @@ def what_matters() -> str:
 def claims_page(stage: Path) -> str:
     """The generated part of the page; also writes ``claims.json`` beside it."""
     claims, records = read_ledger(stage)
-    url = yaml.safe_load((stage / "_config.yml").read_text())["repository"]["url"] or None
+    url = yaml.safe_load((stage / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"] or None
     flat = {
         name: entry | {"records": [{"key": key} | records[key] for key in entry["records"]]}
         for name, entry in claims.items()
     }
-    (stage / "book/claims.json").write_text(json.dumps(flat, indent=1, ensure_ascii=False) + "\n")
+    (stage / "book/claims.json").write_text(
+        json.dumps(flat, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     parts = [summary(claims), '<div id="claim-filter"></div>']
     for group, (chapter, title) in GROUPS.items():
         own = {name: entry for name, entry in claims.items() if group_of(name) == group}

@@ -87,7 +87,7 @@ def kill_drill(kills: int, num_runs: int, minutes: float = math.inf, seed: int =
         os.environ["RWSLIB_PUBLISHED"] = str(Path(folder) / "none")
         sizes = {"num_iterations": ITERATIONS, "num_runs": 2, "num_particles": 2, "experiment": "gmm"}
         rows = [{**sizes, "method": METHODS[i % 6], "seed": 1 + i // 6} for i in range(num_runs)]
-        grid.write_text(yaml.safe_dump(rows))
+        grid.write_text(yaml.safe_dump(rows), encoding="utf-8")
         started = time.monotonic()
         if start(grid, reference).wait():
             raise SystemExit("the undisturbed sweep failed; python -m rwslib sweep says why")
@@ -202,7 +202,7 @@ def fuzz(number: int, seed: int = 1) -> dict[str, Any]:
                 good = {p.name: p.default for p in known.values() if rng.random() < 0.2}
                 values = {**{k: v for k, v in good.items() if k != name}, name: value}
                 if (kind == "wrong type" and known[name].kind == "str") or rng.random() < 0.5:
-                    (Path(folder) / "values.yaml").write_text(yaml.safe_dump(values))
+                    (Path(folder) / "values.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
                     arguments = ["-f", str(Path(folder) / "values.yaml")]
                 else:
                     typed = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in values.items())
@@ -249,7 +249,7 @@ def main() -> None:
         for name, value in figures[drill].items():
             print(f"{drill:10}  {name:24} {value:>6}")
     if arguments.write:
-        arguments.write.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.write.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     kills, sets = figures["kill drill"], figures["fuzz"]
     broken = kills["missing"] + kills["different"] + kills["damaged"] + sets["executed"]
     if broken or sets["refused"] < sets["sets"]:

@@ -94,7 +94,7 @@ def slurm(folder: Path) -> Iterator[psutil.Process]:
     (folder / "munge.key").chmod(0o600)
     host = socket.gethostname().split(".")[0]
     settings = {"host": host, "user": getpass.getuser(), "cores": os.cpu_count(), "ports": free_ports(2)}
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, **settings))
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, **settings), encoding="utf-8")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     munge = [f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("socket", "key-file", "seed-file")]
     commands = {
@@ -115,7 +115,9 @@ def slurm(folder: Path) -> Iterator[psutil.Process]:
                 break
             time.sleep(1)
         else:
-            said = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*d.log")))
+            said = "\n".join(
+                path.read_text(encoding="utf-8")[-2000:] for path in sorted(folder.glob("*d.log"))
+            )
             raise SystemExit(f"{said}\nSlurm did not start; its last words are above")
         yield psutil.Process(daemons[1].pid)
     finally:
@@ -264,7 +266,7 @@ def profile(folder: Path, minutes: int) -> Path:
     settings["default-resources"]["runtime"] = minutes
     settings |= {"latency-wait": 5, "slurm-init-seconds-before-status-checks": 5}
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 
 
@@ -289,7 +291,7 @@ def drill(
         os.environ["RWSLIB_PUBLISHED"] = str(folder / "none")
         sizes = {"num_iterations": num_iterations, "num_runs": 2, "num_particles": 2, "experiment": "gmm"}
         rows = [{**sizes, "method": METHODS[i % 6], "seed": 1 + i // 6} for i in range(num_runs)]
-        grid.write_text(yaml.safe_dump(rows))
+        grid.write_text(yaml.safe_dump(rows), encoding="utf-8")
         ours_alone = profile(folder / "profile", minutes)
         try:
             if (process := start(grid, reference)).wait():
@@ -368,7 +370,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:36} {value:>6}")
     if arguments.write:
-        arguments.write.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.write.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if found["missing"] + found["different"] + found["damaged"] + found["sweeps that hung"]:
         sys.exit("the drill found faults")
 

@@ -48,7 +48,7 @@ def method_row(name: str, method: Any, keys: set[str]) -> list[str]:
 
 def methods_table(ablations: bool) -> str:
     """The methods of the literature, or the deliberate deviations from them."""
-    bibliography = (ROOT / "book/references.bib").read_text()
+    bibliography = (ROOT / "book/references.bib").read_text(encoding="utf-8")
     keys = set(re.findall(r"^@\w+\{([^,\s]+)", bibliography, re.MULTILINE))
     rows = [
         method_row(name, method, keys)
@@ -62,7 +62,7 @@ def methods_table(ablations: bool) -> str:
 def speeds(name: str) -> str:
     """Measured replicate-iterations per second of one method, by K; empty where it was not measured."""
     path = ROOT / "book/results/benchmark.json"
-    rows = json.loads(path.read_text())["gmm"]["rows"] if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8"))["gmm"]["rows"] if path.exists() else []
     found = [row for row in rows if row["method"] == name]
     return ", ".join(
         f"{row['replicate_iterations_per_second']:,.0f} at K = {row['num_particles']}" for row in found
@@ -126,7 +126,7 @@ def number(value: float) -> str:
 
 def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.json") -> str:
     """The last measured speeds of one section, or a sentence that there are none."""
-    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if section not in measured:
         return f'No measurement is published yet; `make bench ARGS="--only {section}"` makes one.'
     found, columns = measured[section], BENCHMARKS[section]
@@ -155,7 +155,7 @@ def drill_table(file: str, *drills: str) -> str:
     path = ROOT / "book/results" / file
     if not path.exists():
         return "This has not been run yet."
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     rows = [[drill, name, text(value)] for drill in drills for name, value in found[drill].items()]
     hardware, versions = found["hardware"], found.get("versions", {})
     where = [found["date"], hardware["processor"], f"{hardware['cores']} cores"]
@@ -230,23 +230,22 @@ def write_picture(notebook: Path, target: Path) -> None:
     """Save the notebook's Figure 4 as a file of its own, on white, so that it can be read anywhere."""
     (cell,) = (c for c in cells(notebook) if "fig-figure4" in json.dumps(c.metadata.get("mystnb", {})))
     (svg,) = (output["data"]["image/svg+xml"] for output in cell.outputs if "data" in output)
-    target.write_text(
-        re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
-    )
+    on_white = re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+    target.write_text(on_white, encoding="utf-8")
 
 
 def put(path: Path, name: str, generate: Callable[[], str]) -> None:
     """Replace the marker of a generated part in a page, or in the first cell of a notebook."""
     marker = f"<!-- generated: {name} -->"
     notebook = nbformat.read(path, as_version=4) if path.suffix == ".ipynb" else None
-    source = notebook.cells[0].source if notebook else path.read_text()
+    source = notebook.cells[0].source if notebook else path.read_text(encoding="utf-8")
     if marker not in source:
         raise SystemExit(f"{path} has no line {marker}")
     if notebook:
         notebook.cells[0].source = source.replace(marker, generate())
         nbformat.write(notebook, path)
     else:
-        path.write_text(source.replace(marker, generate()))
+        path.write_text(source.replace(marker, generate()), encoding="utf-8")
 
 
 def finding(notebook: Path) -> str:

@@ -21,7 +21,7 @@ SPELT_OUT = {"evidence lower bound": "ELBO"}
 
 def glossary_terms(page: Path) -> list[str]:
     """The terms of the glossary directive, as they are written there."""
-    block = re.search(r"^```\{glossary\}\n(.*?)^```", page.read_text(), re.M | re.S)
+    block = re.search(r"^```\{glossary\}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     return re.findall(r"^(?! )(.+)$", block[1], re.M)
 
 

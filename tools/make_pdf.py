@@ -31,7 +31,7 @@ def browser() -> str:
 
 def article(page: str, pages: list[str]) -> Tag:
     """The article of a page, its anchors made different from all others' and its links pointed at them."""
-    soup = BeautifulSoup((SITE / f"{page}.html").read_text(), "html.parser")
+    soup = BeautifulSoup((SITE / f"{page}.html").read_text(encoding="utf-8"), "html.parser")
     (found,) = soup.select("article.bd-article")
     for unwanted in found.select("script, .prev-next-footer"):
         unwanted.decompose()
@@ -57,7 +57,7 @@ def article(page: str, pages: list[str]) -> Tag:
 
 def whole(pages: list[str]) -> str:
     """The first page of the book with the articles of all pages."""
-    soup = BeautifulSoup((SITE / f"{pages[0]}.html").read_text(), "html.parser")
+    soup = BeautifulSoup((SITE / f"{pages[0]}.html").read_text(encoding="utf-8"), "html.parser")
     content = soup.new_tag("div", attrs={"class": "bd-content"})
     content.extend(article(page, pages) for page in pages)
     soup.body.clear()
@@ -68,9 +68,9 @@ def whole(pages: list[str]) -> str:
 def main() -> None:
     """Make one long page of the book, and print it."""
     chromium, target = browser(), BUILD / "book.pdf"
-    pages = re.findall(r"(?:root|file): (\S+)", (ROOT / "book/_toc.yml").read_text())
+    pages = re.findall(r"(?:root|file): (\S+)", (ROOT / "book/_toc.yml").read_text(encoding="utf-8"))
     source = SITE / "book/_whole.html"  # beside the first page, whose styles and scripts it shares
-    source.write_text(whole(pages))
+    source.write_text(whole(pages), encoding="utf-8")
     target.unlink(missing_ok=True)
     try:
         with tempfile.TemporaryDirectory() as profile:

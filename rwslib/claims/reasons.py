@@ -87,7 +87,9 @@ def changed(record: RunRecord, **changes: Any) -> RunRecord | None:
 def lengths(store: Path, experiment: str) -> tuple[tuple[tuple[str, int], ...], ...]:
     """The lengths of the records of an experiment, as fields of a configuration, longest first."""
     fields = ("num_stages", "num_iterations", "eval_scenes")
-    configs = [json.loads(path.read_text()) for path in store.glob(f"{experiment}/[!.]*/config.json")]
+    configs = [
+        json.loads(path.read_text(encoding="utf-8")) for path in store.glob(f"{experiment}/[!.]*/config.json")
+    ]
     found = {tuple((name, c[name]) for name in fields if name in c) for c in configs}
     return tuple(sorted(found, key=lambda fields: -length(dict(fields))))
 

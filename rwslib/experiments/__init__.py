@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rwslib import records
-from rwslib.cpu import single_thread
+from rwslib.cpu import check_device, single_thread
 from rwslib.experiments import air, gmm, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
@@ -62,6 +62,7 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
 
     Raises:
         FileNotFoundError: the record was published without its weights.
+        ValueError: the weights are damaged.
     """
     arrays = record.weights()
     config = configuration(record.config)
@@ -91,7 +92,8 @@ def run(
         progress: show a progress bar; None shows it in a terminal only.
 
     Raises:
-        ValueError: ``results_dir`` cannot be written, or a record or checkpoint there is damaged.
+        ValueError: ``device`` is none, ``results_dir`` cannot be written, or a record or checkpoint there
+            is damaged.
     """
     record = None
     while record is None:  # the first turn of the loop is enough, unless another process is at it, too
@@ -110,7 +112,7 @@ def train(
 
     For the arguments see ``run``.
     """
-    store, plain = records.writable(results_dir), records.plain(config)
+    device, store, plain = check_device(device), records.writable(results_dir), records.plain(config)
     with records.lock(plain, store, wait) as held:
         if not held or records.find(plain, store):
             return None
@@ -124,6 +126,7 @@ def _train(
     device: str,
     progress: bool | None,
 ) -> RunRecord:
+    records.source()  # now, because the checkout may change while this trains
     trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs), device)
     # fields that change nothing before the end: a longer run goes on where a shorter one ended
     trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.cpu import can_compile
+from rwslib.cpu import why_not_compile
 from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import check_common, require, require_int, require_number
 from rwslib.methods import METHODS
@@ -171,7 +171,8 @@ def final_metrics(
     p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
 ) -> dict[str, Tensor]:
     """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate."""
-    compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu" and can_compile()
+    compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu"
+    compiled = compiled and not why_not_compile()
     rows_at_once = 4000 if x.device.type == "cpu" else GPU_ROWS
     estimates = importance_estimates(
         p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
