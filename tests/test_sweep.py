@@ -114,7 +114,7 @@ def planned(monkeypatch):
     """The number of jobs that a sweep would hand to Snakemake, which is not started."""
     found = []
 
-    def look(command, check):
+    def look(command, check, env):
         folder = Path(command[command.index("--directory") + 1])
         found.append(len(json.loads((folder / "plan.json").read_text())["runs"]))
 
@@ -206,7 +206,7 @@ def test_the_plug_in_waits_while_slurm_is_silent_and_gives_up_forgotten_jobs(mon
 def test_a_dry_run_says_what_would_be_done(grid, capsys, tmp_path):
     cli.main(["sweep", str(grid), "--dry-run"])
     assert "gmm vimco K=3" in capsys.readouterr().out
-    assert not list((tmp_path / "results").iterdir())
+    assert not (tmp_path / "results").exists()
 
 
 def test_notebook_rows_are_done_until_their_notebook_changes(tmp_path, grid, monkeypatch):
