@@ -166,7 +166,7 @@ def is_fault(error: Exception) -> bool:
 
 def is_memory(error: Exception) -> bool:
     """Whether memory did not suffice, for which PyTorch raises RuntimeErrors of several kinds."""
-    wanted = r"allocat|out of memory|Storage size"
+    wanted = "allocate|out of memory|Storage size"
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and bool(re.search(wanted, str(error)))
     )
