@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 from rwslib.checks import check_counts, check_precision
 from rwslib.estimators import normalized_weights
 from rwslib.noise import Noise, Tape
+from rwslib.trees import Tree, batch_size, leaves, split
 
 
 def gradient_std(gradients: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def _check_estimates(gradients: Tensor, at_least: int) -> None:
 def importance_estimates(
     p: nn.Module,
     q: nn.Module,
-    x: Tensor,
+    x: Tree,
     num_particles: int,
     noise: Noise,
     images_at_once: int = 20,
@@ -71,7 +72,7 @@ def importance_estimates(
 
     Args:
         p, q: generative model and inference network.
-        x: data ``[N, ...]``.
+        x: data ``[N, ...]``, a tensor or a tree of them (``rwslib.trees``).
         num_particles: the number K of particles.
         noise: where the particles come from.
         images_at_once: data in one piece.
@@ -91,20 +92,21 @@ def importance_estimates(
     if not len(x):
         raise ValueError(f"x holds no datum, its shape is {list(x.shape)}")
 
-    def log_weights(x: Tensor, count: int, noise: Noise) -> Tensor:
+    def log_weights(x: Tree, count: int, noise: Noise) -> Tensor:
         z, log_q = q.sample(x, count, noise)
         return p.log_joint(z, x) - log_q
 
-    def whole_piece(x: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+    def whole_piece(x: Tree, uniform: Tensor, normal: Tensor) -> Tensor:
         return log_weights(x, count, Tape(uniform, normal))
 
-    count = min(num_particles, max(1, rows_at_once // min(len(x), images_at_once)))
+    count = min(num_particles, max(1, rows_at_once // min(batch_size(x), images_at_once)))
     piece = torch.compile(whole_piece, dynamic=False) if compiled else whole_piece
     pieces = []
     with torch.no_grad():
-        for some in x.split(images_at_once):
-            log_z = log_z_squared = torch.full((len(some),), -math.inf, device=x.device)
-            total = torch.zeros(len(some), device=x.device, dtype=torch.float64)
+        for some in split(x, images_at_once):
+            size, device = batch_size(some), leaves(some)[0].device
+            log_z = log_z_squared = torch.full((size,), -math.inf, device=device)
+            total = torch.zeros(size, device=device, dtype=torch.float64)
             counter = Noise(0, device=noise.device)
             q.sample(some, count, counter)
             left = num_particles

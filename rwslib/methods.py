@@ -15,10 +15,21 @@ from torch.func import functional_call
 
 from rwslib import estimators
 from rwslib.noise import Noise
+from rwslib.protocols import (
+    Baseline,
+    CategoricalGenerative,
+    CategoricalInference,
+    DefensiveGenerative,
+    Generative,
+    GumbelControlVariate,
+    Inference,
+    ReparameterisedInference,
+)
+from rwslib.trees import Tree, batch_size, tree_map
 
 
 def wake_wake(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, center_weights: bool = False
+    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, center_weights: bool = False
 ) -> Tensor:
     """Reweighted wake-sleep with the wake-phase phi update alone; the paper's WW (sections 3.1, 4)."""
     z, log_q = q.sample(x, num_particles, noise)
@@ -27,21 +38,22 @@ def wake_wake(
     return theta_loss + estimators.wake_phi_loss(log_p, log_q, center_weights=center_weights)
 
 
-def wake_sleep(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def wake_sleep(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Wake-phase theta, sleep-phase phi on K dreams a datum; the paper's WS (sections 3.1, 4)."""
     z, log_q = q.sample(x, num_particles, noise)
     theta_loss = estimators.wake_theta_loss(p.log_joint(z, x), log_q)
     return theta_loss + _sleep_loss(p, q, x, num_particles, noise)
 
 
-def _sleep_loss(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
-    z, dreams = p.sample(num_particles * len(x), noise)
-    log_q = q.log_prob(_tree_map(lambda t: t.detach()[None], z), dreams.detach())
-    return estimators.sleep_phi_loss(log_q.view(num_particles, len(x)))
+def _sleep_loss(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
+    batch = batch_size(x)
+    z, dreams = p.sample(num_particles * batch, noise)
+    log_q = q.log_prob(tree_map(lambda t: t.detach()[None], z), tree_map(Tensor.detach, dreams))
+    return estimators.sleep_phi_loss(log_q.view(num_particles, batch))
 
 
 def wake_wake_sleep(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, wake_weight: float = 0.5
+    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, wake_weight: float = 0.5
 ) -> Tensor:
     """Mixture of the wake- and sleep-phase phi updates (Bornschein & Bengio 2015: equal weights)."""
     z, log_q = q.sample(x, num_particles, noise)
@@ -52,7 +64,7 @@ def wake_wake_sleep(
 
 
 def defensive_wake_wake(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, delta: float = 0.2
+    p: DefensiveGenerative, q: Inference, x: Tree, num_particles: int, noise: Noise, delta: float = 0.2
 ) -> Tensor:
     r"""WW whose phi particles come from :math:`(1-\delta) q + \delta r`; the paper's delta-WW (section 4.3).
 
@@ -64,7 +76,7 @@ def defensive_wake_wake(
     return theta_loss + estimators.wake_phi_loss(p.log_joint(z, x), log_q, log_proposal)
 
 
-def wake_theta(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def wake_theta(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The wake-phase theta update alone (section 3.1); phi gets no gradient."""
     z, log_q = q.sample(x, num_particles, noise)
     return estimators.wake_theta_loss(p.log_joint(z, x), log_q)
@@ -74,8 +86,8 @@ def _defensive_particles(p, q, x, num_particles, noise, delta):
     """Particles of the mixture, log q and log r at them, and log q at the draw from q alone."""
     z_q, log_q_of_draw = q.sample(x, num_particles, noise)
     z_r, log_r = p.sample_defensive(x, num_particles, noise)
-    from_r = noise.uniform(num_particles, len(x)) < delta
-    z = _tree_map(lambda a, b: torch.where(_expand(from_r, a), a, b), z_r, z_q)
+    from_r = noise.uniform(num_particles, batch_size(x)) < delta
+    z = tree_map(lambda a, b: torch.where(_expand(from_r, a), a, b), z_r, z_q)
     return z, q.log_prob(z, x), log_r, log_q_of_draw
 
 
@@ -83,36 +95,29 @@ def _expand(mask: Tensor, like: Tensor) -> Tensor:
     return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
-def _tree_map(function: Callable, *trees):
-    """Apply a function to a tensor, or to each field of a NamedTuple of tensors."""
-    if isinstance(trees[0], Tensor):
-        return function(*trees)
-    return type(trees[0])(*map(function, *trees))
-
-
-def vae(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def vae(p: Generative, q: ReparameterisedInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The one-particle ELBO by reparameterisation, averaged over K samples (Kingma & Welling 2014)."""
     z, log_q = q.rsample(x, num_particles, noise)
     return -(p.log_joint(z, x) - log_q).mean(dim=0)
 
 
-def iwae(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def iwae(p: Generative, q: ReparameterisedInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The K-particle bound by reparameterisation (Burda et al. 2016; paper Eq. 1)."""
     z, log_q = q.rsample(x, num_particles, noise)
     return estimators.iwae_loss(p.log_joint(z, x), log_q)
 
 
-def stl(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def stl(p: Generative, q: ReparameterisedInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Sticking the landing (Roeder, Wu & Duvenaud 2017)."""
     return estimators.stl_loss(*_path_log_weights(p, q, x, num_particles, noise))
 
 
-def dreg(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def dreg(p: Generative, q: ReparameterisedInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Doubly reparameterised IWAE gradient (Tucker et al. 2019)."""
     return estimators.dreg_loss(*_path_log_weights(p, q, x, num_particles, noise))
 
 
-def rws_dreg(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def rws_dreg(p: Generative, q: ReparameterisedInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Doubly reparameterised wake-phi gradient (Tucker et al. 2019)."""
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2 (else phi does not move), got {num_particles}")
@@ -123,16 +128,16 @@ def _path_log_weights(p, q, x, num_particles, noise):
     """``log_p`` and ``log_q`` at detached particles, and the log-weights along the path only."""
     z, log_q = q.rsample(x, num_particles, noise)
     log_w_path = _frozen(p, z, x) - _frozen(q, z, x)
-    return p.log_joint(_tree_map(Tensor.detach, z), x), log_q, log_w_path
+    return p.log_joint(tree_map(Tensor.detach, z), x), log_q, log_w_path
 
 
-def _frozen(module: nn.Module, z: Tensor, x: Tensor) -> Tensor:
+def _frozen(module: nn.Module, z: Tree, x: Tree) -> Tensor:
     """The module's log-density with its parameters detached; z keeps its gradient."""
     parameters = {name: value.detach() for name, value in module.named_parameters()}
     return functional_call(module, parameters, (z, x))
 
 
-def reinforce(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def reinforce(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The K-particle bound by the score function (Williams 1992; paper Eq. 2)."""
     z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
     return estimators.reinforce_loss(p.log_joint(z, x), log_q, log_q_score)
@@ -147,7 +152,7 @@ def _score_particles(q, x, num_particles, noise):
 
 
 def nvil(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, control_variate: nn.Module
+    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, control_variate: Baseline
 ) -> Tensor:
     r"""REINFORCE with a baseline c(x) regressed onto the bound (Mnih & Gregor 2014).
 
@@ -161,7 +166,7 @@ def nvil(
 
 
 def vimco(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, mean: str = "geometric"
+    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, mean: str = "geometric"
 ) -> Tensor:
     """VIMCO with its leave-one-out baseline (Mnih & Rezende 2016; paper section 2.2)."""
     z, log_q, log_q_score = _score_particles(q, x, num_particles, noise)
@@ -169,16 +174,16 @@ def vimco(
 
 
 def tvo(
-    p: nn.Module,
-    q: nn.Module,
-    x: Tensor,
+    p: Generative,
+    q: Inference,
+    x: Tree,
     num_particles: int,
     noise: Noise,
     partition: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3, 1.0),
 ) -> Tensor:
     """Thermodynamic variational objective, left Riemann sum (Masrani, Le & Wood 2019)."""
     z, log_q = q.sample(x, num_particles, noise)
-    return estimators.tvo_loss(p.log_joint(z, x), log_q, torch.tensor(partition, device=x.device))
+    return estimators.tvo_loss(p.log_joint(z, x), log_q, torch.tensor(partition, device=log_q.device))
 
 
 def concrete_log_prob(log_z: Tensor, log_probs: Tensor, temperature: Tensor | float) -> Tensor:
@@ -200,9 +205,9 @@ def concrete_log_prob(log_z: Tensor, log_probs: Tensor, temperature: Tensor | fl
 
 
 def concrete(
-    p: nn.Module,
-    q: nn.Module,
-    x: Tensor,
+    p: CategoricalGenerative,
+    q: CategoricalInference,
+    x: Tree,
     num_particles: int,
     noise: Noise,
     temperature: Tensor | float = 0.5,
@@ -259,7 +264,12 @@ def _gumbel_pair(q, x, num_particles, noise):
 
 
 def relax(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, control_variate: nn.Module
+    p: Generative,
+    q: CategoricalInference,
+    x: Tree,
+    num_particles: int,
+    noise: Noise,
+    control_variate: GumbelControlVariate,
 ) -> Tensor:
     """RELAX with a free-form control variate c(x, g) (Grathwohl et al. 2018; paper section 2.2)."""
     _, g, z, g_conditional = _gumbel_pair(q, x, num_particles, noise)
@@ -282,7 +292,12 @@ class RebarControlVariate(nn.Module):
 
 
 def rebar(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, control_variate: nn.Module
+    p: CategoricalGenerative,
+    q: CategoricalInference,
+    x: Tree,
+    num_particles: int,
+    noise: Noise,
+    control_variate: RebarControlVariate,
 ) -> Tensor:
     r"""REBAR: the control variate is :math:`\eta` times the relaxed bound (Tucker et al. 2017)."""
     log_probs, g, z, g_conditional = _gumbel_pair(q, x, num_particles, noise)
@@ -302,7 +317,7 @@ def rebar(
     )
 
 
-def vimco_no_log_k(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def vimco_no_log_k(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Ablation: VIMCO without the log K of its baseline, as in the authors' code of 2018; unbiased, noisy."""
     z, log_q = q.sample(x, num_particles, noise)
     log_p = p.log_joint(z, x)
@@ -310,7 +325,7 @@ def vimco_no_log_k(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, no
     return estimators.vimco_loss(log_p, log_q) + excess - excess.detach()
 
 
-def vimco_air2018(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
+def vimco_air2018(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     r"""Ablation: the signal of the authors' AIR code, :math:`\log w_\ell - B_\ell`, averaged over particles.
 
     Its score term has the expectation of the one-particle bound's, not of the K-particle bound's.
@@ -323,7 +338,7 @@ def vimco_air2018(p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noi
 
 
 def dww_wrong_density(
-    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, delta: float = 0.2
+    p: DefensiveGenerative, q: Inference, x: Tree, num_particles: int, noise: Noise, delta: float = 0.2
 ) -> Tensor:
     """Ablation: delta-WW with the mixture density taken at the draw from q, not at the particle used."""
     theta_loss = wake_theta(p, q, x, num_particles, noise)
