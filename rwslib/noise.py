@@ -10,12 +10,16 @@ what all runs share, such as test data: it never meets a training stream.
 """
 
 import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TRAINING, GRADIENTS, ORDER, CURVES, FINALS, SAMPLES = range(6)  # purposes; a change changes runs' numbers
+# purposes; a change changes runs' numbers
+TRAINING, GRADIENTS, ORDER, CURVES, FINALS, SAMPLES, GLOBALS, METRICS = range(8)
 
 
 def check_seed(seed: int) -> None:
@@ -109,6 +113,11 @@ class Tape(Noise):
     def _next(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         start, count = self.used[kind], math.prod(shape)
         self.used[kind] += count
+        if start + count > len(self.tapes[kind]):
+            raise RuntimeError(
+                f"{start + count} {kind} numbers were asked for, but the first step took "
+                f"{len(self.tapes[kind])}: let every step ask for as many"
+            )
         return self.tapes[kind][start : start + count].view(shape)
 
     def uniform(self, *shape: int) -> Tensor:
@@ -116,3 +125,34 @@ class Tape(Noise):
 
     def normal(self, *shape: int) -> Tensor:
         return self._next("normal", shape)
+
+
+@contextmanager
+def global_generators(seed: int, device: str | torch.device = "cpu") -> Iterator[Callable[[], list[str]]]:
+    """Seed the global generators of PyTorch, NumPy and Python; afterwards they are where they were.
+
+    For models that draw from them, as ``torch.distributions`` and Dropout do.  Yields a function that
+    names those of NumPy and Python that have been drawn from.
+    """
+    device = torch.device(device)
+    numpy_before, python_before = np.random.get_state(), random.getstate()  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+
+    def touched() -> list[str]:
+        now = np.random.get_state()  # noqa: NPY002
+        numpy_moved = now[2:] != numpy_state[2:] or not np.array_equal(now[1], numpy_state[1])
+        moved = {"numpy.random": numpy_moved, "random": random.getstate() != python_state}
+        return [name for name, has_moved in moved.items() if has_moved]
+
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield touched
+    finally:
+        np.random.set_state(numpy_before)  # noqa: NPY002
+        random.setstate(python_before)

@@ -13,9 +13,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,24 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from tqdm import tqdm
 
-from rwslib import files
+from rwslib import files, probe
 from rwslib.cpu import check_device, single_thread, why_not_compile
 from rwslib.cuda import Captured, graph_length
 from rwslib.methods import Method
-from rwslib.noise import GRADIENTS, ORDER, TRAINING, Noise, Tape, check_seed, seed_for
+from rwslib.noise import (
+    GLOBALS,
+    GRADIENTS,
+    METRICS,
+    ORDER,
+    TRAINING,
+    Noise,
+    Tape,
+    check_seed,
+    global_generators,
+    seed_for,
+)
 from rwslib.optimizers import Optimizer, Tensors, adam
+from rwslib.trees import Tree
 
 NOISE_BLOCK = 2**18  # random numbers a replicate draws at once; a change changes every run's numbers
 UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
@@ -65,9 +78,10 @@ class Problem:
     Attributes:
         method: row of ``rwslib.methods.METHODS``.
         build: makes the modules of one replicate, ``{"p": ..., "q": ...}`` and, where the method
-            has one, ``"control_variate"``; initialised from PyTorch's global generator.
+            has one, ``"control_variate"``; initialised from PyTorch's global generator.  What they must
+            offer is in ``rwslib.protocols``.  Parameters with ``requires_grad`` False stay as they are.
         draw_batch: one batch ``x [B, ...]`` from a noise source and ``rows [B]``, the data's turn in
-            this epoch (empty where ``epoch`` is None).
+            this epoch (empty where ``epoch`` is None); a tensor, or a tree of them (``rwslib.trees``).
         evaluate: metrics of one replicate at an iteration, from its modules' log-densities; see
             ``experiments/gmm.py``.  Called as ``evaluate(trainer, iteration)``; every value leads with R.
         learning_rate: a number, or a function of the iteration, a float64 scalar tensor from 0.
@@ -78,7 +92,9 @@ class Problem:
             iterations.
         phases: other losses at the start of training; not together with ``hold``.
         mapped: map the gradient over the replicates with ``vmap`` and compile it; False takes one
-            replicate after the other, for models whose shapes depend on their samples.
+            replicate after the other, for models that ``vmap`` cannot take: shapes or an ``if`` that depend
+            on values, Dropout, BatchNorm, ``.sample()``.  PyTorch's, NumPy's and Python's global generators
+            are seeded for each of its steps.
         options: keyword arguments of the method, given the progress in [0, 1).
         finish: final metrics that are too expensive for the curves, called as ``finish(trainer)``.
         extensible: fields of the configuration that change nothing before the end of training, so that
@@ -87,7 +103,7 @@ class Problem:
 
     method: Method
     build: Callable[[], dict[str, nn.Module]]
-    draw_batch: Callable[[Noise, Tensor], Tensor]
+    draw_batch: Callable[[Noise, Tensor], Tree]
     evaluate: Callable[["Trainer", int], Tensors]
     num_particles: int
     num_iterations: int
@@ -103,6 +119,23 @@ class Problem:
     finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
     extensible: tuple[str, ...] = ()
 
+    def losses(
+        self,
+        parts: Mapping[str, nn.Module],
+        x: Tree,
+        noise: Noise,
+        progress: Tensor,
+        phase: Phase | None = None,
+    ) -> Tensor:
+        """The surrogate loss of these modules for each datum, ``[B]``; the method's, or that of a phase."""
+        p, q, extra = parts["p"], parts["q"], {}
+        if phase is not None:
+            return phase.loss(p, q, x, self.num_particles, noise)
+        if self.method.control_variate:
+            extra["control_variate"] = parts["control_variate"]
+        options = self.options(progress)
+        return self.method.function(p, q, x, self.num_particles, noise, **extra, **options)
+
 
 class _Objective(nn.Module):
     """The mean surrogate loss of a method as one module, so that its parameters can be swapped."""
@@ -111,16 +144,8 @@ class _Objective(nn.Module):
         super().__init__()
         self.problem, self.parts = problem, nn.ModuleDict(problem.build())
 
-    def forward(self, x: Tensor, noise: Noise, progress: Tensor, phase: Phase | None = None) -> Tensor:
-        problem, extra = self.problem, {}
-        if phase is not None:
-            p, q = self.parts["p"], self.parts["q"]
-            return phase.loss(p, q, x, problem.num_particles, noise).mean()
-        if problem.method.control_variate:
-            extra["control_variate"] = self.parts["control_variate"]
-        p, q = self.parts["p"], self.parts["q"]
-        options = problem.options(progress)
-        return problem.method.function(p, q, x, problem.num_particles, noise, **extra, **options).mean()
+    def forward(self, x: Tree, noise: Noise, progress: Tensor, phase: Phase | None = None) -> Tensor:
+        return self.problem.losses(self.parts, x, noise, progress, phase).mean()
 
 
 class _Apply(nn.Module):
@@ -134,17 +159,22 @@ class _Apply(nn.Module):
         return self.function(self.modules_["p"], self.modules_["q"])
 
 
-def _one_by_one(function: Callable[..., Tensors]) -> Callable[..., Tensors]:
-    """As ``vmap``, one replicate after the other."""
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    return chain(module.named_parameters(), module.named_buffers())
 
-    def over_replicates(params: Tensors, *tensors: Tensor) -> Tensors:
-        results = [
-            function({name: value[i] for name, value in params.items()}, *(t[i] for t in tensors))
-            for i in range(len(tensors[0]))
-        ]
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
-    return over_replicates
+def _stack(starts: list[Tensors], module: nn.Module, changing: set[str]) -> Tensors:
+    """Parameters of all replicates, and of the buffers those that are not the same for all at all times."""
+    shared = {name for name, _ in module.named_buffers() if name not in changing}
+    stacked = {}
+    for name, first in starts[0].items():
+        values = [start.get(name, first[..., None]) for start in starts]
+        if any(value.shape != first.shape or value.dtype != first.dtype for value in values):
+            raise ValueError(f"build must make the same modules for every replicate, but {name} differs")
+        if name not in shared or not all(torch.equal(value, first) for value in values):
+            stacked[name] = torch.stack(values)
+    return stacked
 
 
 def largest_divisor(number: int, at_most: int) -> int:
@@ -171,24 +201,20 @@ class Trainer:
         check_device(device)
         self.iteration, self.seconds, self.curves, self._orders = 0, 0.0, {}, (None, None)
         self._in_step = False
-        if problem.epoch is not None and problem.epoch[1] > problem.epoch[0]:
-            raise ValueError(
-                f"batch_size must be at most the {problem.epoch[0]} data, got {problem.epoch[1]}"
-            )
-        if not problem.mapped and problem.method.control_variate == "variance":
-            raise ValueError(
-                f"mapped must be True for method {problem.method.title}, whose control variate is trained "
-                "through the gradient, got False"
-            )
+        if not self.replicates:
+            raise ValueError("replicates must hold at least one index, got none")
         starts = []
         for replicate in self.replicates:
             with torch.random.fork_rng():
                 torch.manual_seed(seed_for(problem.seed, replicate))
                 self.objective = _Objective(problem).to(device)
-            starts.append({name: value.detach() for name, value in self.objective.named_parameters()})
-        self.params = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
-        if problem.hold and problem.phases:
-            raise ValueError(f"hold must be empty where there are phases, got {problem.hold}")
+            starts.append({name: value.detach() for name, value in _tensors(self.objective)})
+        probe.check_arguments(problem, self.objective.parts, device)
+        numbers, self._changing = probe.try_problem(problem, self.objective, self._rows(1)[0, 0], device)
+        self.params = _stack(starts, self.objective, self._changing)
+        self._trained = {name for name, value in self.objective.named_parameters() if value.requires_grad}
+        if problem.mapped:
+            probe.try_mapped(self, numbers)
         self._held = {
             name: max(
                 (end for start, end in problem.hold.items() if name.startswith(f"parts.{start}")), default=0
@@ -212,10 +238,10 @@ class Trainer:
         self._phase_start = ends[index - 1] if index else 0
         self.phase = problem.phases[index] if index < len(ends) else None
         self._phase_end = ends[index] if self.phase else None
-        self._free = [n for n in self.params if self.phase is None or n.split(".")[1] in self.phase.trains]
+        self._free = self._names(self.phase)
         if self.iteration == self._phase_start:
             self.moments = tuple(
-                {name: torch.full_like(value, start) for name, value in self.params.items()}
+                {name: torch.full_like(self.params[name], start) for name in self._names(None)}
                 for start in problem.optimizer.start
             )
         self.numbers = self._count_numbers(None)
@@ -237,11 +263,17 @@ class Trainer:
         elif compiled:
             self._update = torch.compile(self._update, fullgraph=True)
 
-    def _count_numbers(self, x: Tensor | None) -> dict[str, int]:
+    def _names(self, phase: Phase | None) -> list[str]:
+        """What a phase trains; of None, the method's own steps, all but frozen parameters and buffers."""
+        names = [name for name in self.params if name in self._trained]
+        return [name for name in names if phase is None or name.split(".")[1] in phase.trains]
+
+    def _count_numbers(self, x: Tree | None) -> dict[str, int]:
         """How many random numbers one loss takes, those of a training batch included."""
         counter = Noise(0, device=self.device)
-        batch = self.problem.draw_batch(counter, self._rows(1)[0, 0])
-        self.objective(batch if x is None else x, counter, self._progress(0), self.phase)
+        with global_generators(0, self.device):
+            batch = self.problem.draw_batch(counter, self._rows(1)[0, 0])
+            self.objective(batch if x is None else x, counter, self._progress(0), self.phase)
         return counter.used
 
     def _progress(self, iteration: int) -> Tensor:
@@ -249,33 +281,38 @@ class Trainer:
 
     # -- gradients ---------------------------------------------------------------------------------
 
-    def loss(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensor:
+    def loss(self, params: Tensors, x: Tree, noise: Noise, progress: Tensor) -> Tensor:
         """The batch-mean surrogate loss of one replicate."""
         return functional_call(self.objective, params, (x, noise, progress, self.phase))
 
-    def gradients(self, params: Tensors, x: Tensor, noise: Noise, progress: Tensor) -> Tensors:
-        """Gradient of one replicate's free parameters, those of the control variate included."""
-        frozen = {name: value for name, value in params.items() if name not in self._free}
+    def gradients(self, params: Tensors, x: Tree, noise: Noise, progress: Tensor) -> Tensors:
+        """Gradient of one replicate's free parameters, those of the control variate included.
+
+        Beside the gradients come the new values of the buffers that the loss changes.
+        """
+        free = {name: params[name] for name in self._free}
+        fixed = {name: value for name, value in params.items() if name not in free}
         if not self.problem.mapped:  # plain autograd: several times less overhead than torch.func.grad
             with torch.enable_grad():
-                leaves = {name: params[name].detach().requires_grad_() for name in self._free}
-                grads = torch.autograd.grad(
-                    self.loss({**frozen, **leaves}, x, noise, progress),
-                    leaves.values(),
-                    materialize_grads=True,
-                )
-            return dict(zip(leaves, grads, strict=True))
-        if frozen:
-            free = {name: params[name] for name in self._free}
-            return grad(lambda free: self.loss({**frozen, **free}, x, noise, progress))(free)
+                leaves = {name: value.detach().requires_grad_() for name, value in free.items()}
+                buffers = {name: fixed[name].clone() for name in self._changing}
+                state = {**fixed, **buffers, **leaves}  # where the call leaves what buffers have become
+                loss = self.loss(state, x, noise, progress)
+                grads = torch.autograd.grad(loss, leaves.values(), materialize_grads=True)
+            changed = {name: state[name].detach() for name in self._changing}
+            return {**dict(zip(leaves, grads, strict=True)), **changed}
+
+        def loss(free: Tensors) -> Tensor:
+            return self.loss({**fixed, **free}, x, noise, progress)
+
         if self.problem.method.control_variate != "variance" or self.phase is not None:
-            return grad(self.loss)(params, x, noise, progress)
-        own = {name: value for name, value in params.items() if "control_variate" in name}
-        model = {name: value for name, value in params.items() if name not in own}
+            return grad(loss)(free)
+        own = {name: value for name, value in free.items() if name.startswith("parts.control_variate.")}
+        model = {name: value for name, value in free.items() if name not in own}
 
         def variance(own):
             # E[g]^2 does not depend on the control variate, so E[g^2] is the variance plus a constant
-            grads = grad(lambda model: self.loss({**model, **own}, x, noise, progress))(model)
+            grads = grad(lambda model: loss({**model, **own}))(model)
             phi = torch.cat([g.flatten() for name, g in grads.items() if name.startswith("parts.q.")])
             return phi.square().mean(), grads
 
@@ -288,20 +325,21 @@ class Trainer:
         def one(params: Tensors) -> Tensors:
             return functional_call(_Apply(self.objective.parts, function), params, ())
 
-        with torch.no_grad():
+        with torch.no_grad(), probe.mapping("map_modules", "take trainer.modules(index) one by one"):
             return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
 
     def modules(self, index: int) -> nn.ModuleDict:
         """A copy of the modules with the current parameters of the replicate at this index."""
         parts = copy.deepcopy(self.objective.parts)
         with torch.no_grad():
-            for name, value in parts.named_parameters():
-                value.copy_(self.params[f"parts.{name}"][index])
+            for name, value in _tensors(parts):
+                if f"parts.{name}" in self.params:
+                    value.copy_(self.params[f"parts.{name}"][index])
         return parts
 
-    def phi_gradients(self, x: Tensor, num_samples: int) -> Tensor:
+    def phi_gradients(self, x: Tree, num_samples: int) -> Tensor:
         """Fresh estimates of phi's gradient at the current parameters, ``[R, num_samples, D_phi]``."""
-        names = [name for name in self.params if name.startswith("parts.q.")]
+        names = [name for name in self._names(None) if name.startswith("parts.q.")]
         progress = self._progress(self.iteration)
 
         def phi_gradient(params: Tensors, uniform: Tensor, normal: Tensor) -> Tensor:
@@ -360,14 +398,30 @@ class Trainer:
                 tape = Tape(uniform, normal)
                 return self.gradients(params, problem.draw_batch(tape, rows), tape, progress)
 
-            over_replicates = vmap if problem.mapped else _one_by_one
+            over_replicates = vmap if problem.mapped else partial(self._one_by_one, int(iteration) + step)
             grads = over_replicates(replicate_gradients)(
                 params, uniform[:, step], normal[:, step], rows[:, step]
             )
+            changed = {name: grads.pop(name) for name in self._changing}
             rate = problem.learning_rate
             rate = rate(iteration + step) if callable(rate) else rate
             params, moments = self._step(params, grads, moments, iteration + step, rate)
+            params = {**params, **changed}
         return params, moments
+
+    def _one_by_one(self, iteration: int, function: Callable[..., Tensors]) -> Callable[..., Tensors]:
+        """As ``vmap``, one replicate after the other, each with global generators of its own."""
+
+        def over_replicates(params: Tensors, *tensors: Tensor) -> Tensors:
+            results = []
+            for i, replicate in enumerate(self.replicates):
+                seed = seed_for(self.problem.seed, replicate, iteration, GLOBALS)
+                with global_generators(seed, self.device):
+                    one = {name: value[i] for name, value in params.items()}
+                    results.append(function(one, *(tensor[i] for tensor in tensors)))
+            return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+        return over_replicates
 
     def _step(
         self,
@@ -378,7 +432,7 @@ class Trainer:
         learning_rate: float | Tensor,
     ) -> tuple[Tensors, tuple[Tensors, Tensors]]:
         """One optimiser step; frozen parameters stay, those on hold start when they are free."""
-        if not self.problem.hold and self.phase is None:
+        if not self.problem.hold and len(grads) == len(params):
             return self._update(params, grads, moments, iteration + 1 - self._phase_start, learning_rate)
         stepped = tuple(
             {name: value for name, value in part.items() if name not in grads} for part in (params, *moments)
@@ -424,11 +478,12 @@ class Trainer:
 
     def log(self) -> None:
         """Append the metrics of the current parameters to the curves."""
-        metrics = self.problem.evaluate(self, self.iteration)
-        if not all(torch.isfinite(value).all() for value in self.params.values()):
+        with global_generators(seed_for(self.problem.seed, 0, self.iteration, METRICS), self.device):
+            metrics = self.problem.evaluate(self, self.iteration)
+        if not all(torch.isfinite(self.params[name]).all() for name in self._trained):
             raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
-        new = {"iteration": torch.tensor(self.iteration), **metrics}
-        values = {name: value.detach().cpu().float().numpy() for name, value in new.items()}
+        values = probe.metric_values(metrics, len(self.replicates), self.curves)
+        values = {"iteration": np.asarray(self.iteration, np.float32), **values}
         # at once, so that an interruption finds whole curves
         self.curves = self.curves | {k: [*self.curves.get(k, ()), value] for k, value in values.items()}
 
@@ -521,7 +576,7 @@ class Trainer:
             if iteration > self.problem.num_iterations:
                 return False
             self.params = {name: state[f"params/{name}"] for name in self.params}
-            self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self.params} for i in range(2))
+            self.moments = tuple({k: state[f"moment{i}/{k}"] for k in self._names(None)} for i in range(2))
             self.curves = {
                 name.removeprefix("curve/"): list(value.cpu().numpy())
                 for name, value in state.items()

@@ -90,9 +90,9 @@ def test_a_tape_replays_its_numbers_in_order():
 
 def test_a_tape_that_has_run_out_is_an_error():
     tape = Tape(torch.rand(3), torch.randn(0))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="4 uniform numbers were asked for, but the first step took 3"):
         tape.uniform(4)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="1 normal numbers were asked for"):
         tape.normal(1)
 
 

@@ -1,0 +1,329 @@
+"""What a problem must fulfil, tried before anything trains: what does not fit is said in one sentence.
+
+The method is called once, as training will call it, with modules that look at what goes in and what comes
+out of each function of ``rwslib.protocols``.  The numbers drawn here are no run's numbers.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from rwslib.noise import Noise, Tape, global_generators
+from rwslib.trees import leaves
+from rwslib.watched import (
+    OUT_OF_MEMORY,
+    Misfit,
+    MissingFunction,
+    Watched,
+    check_density,
+    describe,
+    first_line,
+    place,
+    size_of,
+)
+
+# -- the arguments of a problem ------------------------------------------------------------------------
+
+
+def _require(condition: bool, name: str, allowed: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _whole(value: Any, at_least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= at_least
+
+
+def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
+    """Refuse arguments of a problem that do not fit each other, or that nothing would read.
+
+    Raises:
+        ValueError: with one sentence that names the argument.
+    """
+    method = problem.method
+    _require(hasattr(method, "min_particles"), "method", "a row of rwslib.methods.METHODS", method)
+    if problem.epoch is not None:
+        pair = isinstance(problem.epoch, tuple | list) and len(problem.epoch) == 2
+        pair = pair and all(_whole(number, 1) for number in problem.epoch)
+        _require(pair, "epoch", "None or (number of data, batch size)", problem.epoch)
+        num_data, size = problem.epoch
+        _require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
+    for name in ("num_iterations", "log_every"):
+        _require(
+            _whole(getattr(problem, name), 1), name, "a whole number of at least 1", getattr(problem, name)
+        )
+    few = f"a whole number of at least {method.min_particles} for method {method.title}"
+    _require(_whole(problem.num_particles, method.min_particles), "num_particles", few, problem.num_particles)
+    whole = problem.num_iterations % problem.log_every == 0
+    _require(whole, "log_every", f"a divisor of num_iterations = {problem.num_iterations}", problem.log_every)
+    _require(not isinstance(problem.extensible, str), "extensible", "a tuple of names", problem.extensible)
+    _check_rate(problem, device)
+    _check_options(problem, device)
+    _check_parts(problem, parts)
+
+
+def _check_rate(problem: Any, device: str) -> None:
+    rate, allowed = problem.learning_rate, "a positive number, or a function that gives one for an iteration"
+    if callable(rate):
+        rate = rate(torch.zeros((), dtype=torch.float64, device=device))
+        _require(torch.as_tensor(rate).ndim == 0, "learning_rate", allowed, rate)
+        return
+    try:
+        fine = 0 < float(rate) < math.inf
+    except (TypeError, ValueError):
+        fine = False
+    _require(fine, "learning_rate", allowed, rate)
+
+
+def _check_options(problem: Any, device: str) -> None:
+    options, method = problem.options(torch.zeros((), device=device)), problem.method
+    _require(isinstance(options, dict), "options", "a function that returns a dict", options)
+    unknown = [name for name in options if name not in method.options]
+    takes = (
+        f"those of method {method.title}, {list(method.options)}"
+        if method.options
+        else (f"none for method {method.title}, which takes none")
+    )
+    _require(not unknown, "options", takes, unknown)
+
+
+def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
+    method = problem.method
+    needed = ["p", "q", *["control_variate"] * bool(method.control_variate)]
+    for name in needed:
+        if name not in parts:
+            raise ValueError(
+                f"build must return a {name!r}, which method {method.title} needs, got {list(parts)}"
+            )
+    for name in parts:
+        if name not in needed:
+            raise ValueError(f"build returns a {name!r}, which method {method.title} does not read")
+    if method.control_variate == "variance":
+        _require(
+            problem.mapped,
+            "mapped",
+            f"True for method {method.title}, whose control variate is trained through the gradient",
+            problem.mapped,
+        )
+        learns = any(value.requires_grad for value in parts["q"].parameters())
+        _require(learns, "q", f"trainable for method {method.title}", "frozen parameters alone")
+    learns = any(value.requires_grad for value in parts.parameters())
+    _require(learns, "build", "a function that returns something to train", "frozen parameters alone")
+    names = [name for name, _ in [*parts.named_parameters(), *parts.named_buffers()]]
+    _require(not (problem.hold and problem.phases), "hold", "empty where there are phases", problem.hold)
+    for phase in problem.phases:
+        fine = _whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
+        _require(fine, "phases", f"phases that train some of {needed}", phase)
+    for start in problem.hold:
+        found = any(name.startswith(start) for name in names)
+        _require(found, "hold", f"the start of names of parameters, such as {names[0]!r}", start)
+
+
+# -- one call ------------------------------------------------------------------------------------------
+
+
+def try_problem(
+    problem: Any, objective: nn.Module, rows: Tensor, device: str
+) -> tuple[list[dict[str, int]], set[str]]:
+    """Call a problem's functions once, as training does, and look at all that they return.
+
+    Args:
+        problem: what is to be trained.
+        objective: the modules of one replicate as its ``parts``; they stay as they are.
+        rows: the data's turn of a first batch, ``[B]``.
+        device: where the modules are.
+
+    Returns:
+        How many random numbers of each kind a step takes, for each phase and at the end for the method,
+        and the names of the buffers that a step changes.
+
+    Raises:
+        ValueError: with one sentence that names function, shape, dtype and method.
+    """
+    copies, numbers = copy.deepcopy(objective.parts), []
+    with global_generators(0, device) as touched, torch.enable_grad():
+        for phase in (*problem.phases, None):
+            noise = Noise(0, device=device)
+            x = _draw(problem, noise, rows, device)
+            loss = _losses(problem, copies, x, noise, phase)
+            _check_reached(problem, copies, loss, phase)
+            numbers.append(noise.used)
+        if problem.num_particles == size_of(x):  # else [B, K] would pass for [K, B]
+            more = replace(problem, num_particles=problem.num_particles + 1)
+            try:
+                _losses(more, copies, x, Noise(0, device=device))
+            except Misfit as misfit:
+                raise Misfit(f"{misfit} (tried with {more.num_particles} particles)") from None
+            except Exception:  # a model may be made for its K alone
+                pass
+        if problem.mapped and touched():
+            raise ValueError(
+                f"a step draws random numbers from {touched()[0]}, the same for all replicates: draw them "
+                "from `noise`, or set mapped=False, which seeds it"
+            )
+    after = dict(copies.named_buffers())
+    changed = {name for name, value in objective.parts.named_buffers() if not torch.equal(value, after[name])}
+    if problem.mapped and changed:
+        raise ValueError(
+            f"method {problem.method.title} maps the model over replicates, but it changes its buffer "
+            f"{min(changed)} (BatchNorm does): build it in eval mode, or set mapped=False, which takes one "
+            "replicate after the other"
+        )
+    return numbers, {f"parts.{name}" for name in changed}
+
+
+def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
+    x = problem.draw_batch(noise, rows)
+    size = size_of(x)
+    if problem.epoch is None and size == 0:
+        raise ValueError(
+            "draw_batch returns an empty batch: without epoch=(number of data, batch size) its rows are empty"
+        )
+    tensors = [leaf for leaf in leaves(x) if isinstance(leaf, Tensor)]
+    if any(leaf.ndim == 0 or len(leaf) != size for leaf in tensors):
+        raise ValueError(f"draw_batch must return tensors [B, ...] of one B, got {describe(x)}")
+    if problem.epoch is not None and size not in (None, len(rows)):
+        raise ValueError(
+            f"draw_batch must return a datum for each of its {len(rows)} rows (the batch size of epoch), "
+            f"got {describe(x)}"
+        )
+    for leaf in tensors:
+        if leaf.device.type != torch.device(device).type:
+            raise ValueError(
+                f"draw_batch must return a batch on {device}, where the model is, got {leaf.device}"
+            )
+    if problem.epoch is not None:
+        last = torch.arange(problem.epoch[0] - len(rows), problem.epoch[0], device=rows.device)
+        try:
+            problem.draw_batch(Noise(0, device=device), last)
+        except IndexError as error:
+            raise ValueError(
+                f"epoch must be (number of data, batch size), got {problem.epoch}, but draw_batch fails for "
+                f"row {problem.epoch[0] - 1}: {error}"
+            ) from error
+    return x
+
+
+def _losses(problem: Any, parts: nn.ModuleDict, x: Any, noise: Noise, phase: Any = None) -> Tensor:
+    what = _called(problem, phase)
+    watched = {name: Watched(part, name, what) for name, part in parts.items()}
+    try:
+        loss = problem.losses(watched, x, noise, torch.zeros((), device=noise.device), phase)
+    except MissingFunction as error:
+        raise ValueError(str(error)) from None
+    try:
+        check_density("losses", loss, "B", (size_of(x),))
+    except Misfit as misfit:
+        raise Misfit(f"{what} must return {misfit}") from None
+    return loss
+
+
+def _called(problem: Any, phase: Any) -> str:
+    return f"method {problem.method.title}" if phase is None else f"phase {problem.phases.index(phase) + 1}"
+
+
+def _check_reached(problem: Any, parts: nn.ModuleDict, loss: Tensor, phase: Any) -> None:
+    """Refuse a model to which no gradient comes, as under ``no_grad``."""
+    names = ("p", "q") if phase is None else phase.trains
+    trained = [(name, value) for name in names for value in parts[name].parameters() if value.requires_grad]
+    found = [None] * len(trained)
+    if trained and loss.requires_grad:
+        found = torch.autograd.grad(loss.mean(), [value for _, value in trained], allow_unused=True)
+    reached = {name for (name, _), value in zip(trained, found, strict=True) if value is not None}
+    for name, _ in trained:
+        if name not in reached:
+            raise ValueError(
+                f"no gradient of {_called(problem, phase)} reaches any parameter of {name}: "
+                "is something detached, or are they to be frozen (requires_grad_(False))?"
+            )
+
+
+_READS = "reads a value (`if`, .item(), one_hot without num_classes, validate_args of torch.distributions)"
+_KINDS_OF_ERRORS = {  # what vmap and grad say, and what it means here
+    "random operation": "draws random numbers of its own (Dropout and .sample() do)",
+    "mutate a captured": "changes a tensor in place (BatchNorm does)",
+    "updated in place": "changes a tensor in place (BatchNorm does)",
+    "inplace arithmetic": "changes a tensor in place",
+    "control flow": _READS,
+    ".item()": _READS,
+    "doesn't have storage": _READS,
+    "dynamic shape": "has a shape that depends on a value",
+}
+
+
+def try_mapped(trainer: Any, numbers: list[dict[str, int]]) -> None:
+    """One gradient of one replicate, mapped as in training, in each phase.
+
+    Raises:
+        ValueError: the model cannot be mapped over replicates; one sentence says why, and what to do.
+    """
+    problem, noise = trainer.problem, Noise(0, device=trainer.device)
+    first = {name: value[:1] for name, value in trainer.params.items()}
+    advice = "set mapped=False, which takes one replicate after the other"
+    if problem.method.control_variate == "variance":
+        advice = "choose another method for such a model"
+
+    def gradients(params, uniform: Tensor, normal: Tensor, rows: Tensor):
+        tape = Tape(uniform, normal)
+        return trainer.gradients(params, problem.draw_batch(tape, rows), tape, trainer._progress(0))
+
+    for trainer.phase, used in zip((*problem.phases, None), numbers, strict=True):
+        trainer._free = trainer._names(trainer.phase)
+        tapes = noise.uniform(1, used["uniform"]), noise.normal(1, used["normal"])
+        what = _called(problem, trainer.phase)
+        with torch.no_grad(), mapping(what, advice, Exception):  # it did not fail alone
+            vmap(gradients)(first, *tapes, trainer._rows(1)[:1, 0])
+
+
+@contextmanager
+def mapping(what: str, advice: str, errors: type[Exception] = RuntimeError) -> Iterator[None]:
+    """Say what an error of ``vmap`` means.
+
+    Raises:
+        ValueError: instead of these errors.
+    """
+    try:
+        yield
+    except OUT_OF_MEMORY:
+        raise
+    except errors as error:
+        found = [meaning for text, meaning in _KINDS_OF_ERRORS.items() if text in str(error)]
+        reason = found[0] if found else f"fails there ({first_line(error)})"
+        raise ValueError(
+            f"{what} maps the model over replicates, but it {reason}{place(error)}: "
+            f"rewrite it (random numbers from `noise`, torch.where for `if`), or {advice}"
+        ) from error
+
+
+def metric_values(metrics: Any, num_replicates: int, curves: dict[str, list]) -> dict[str, np.ndarray]:
+    """What ``evaluate`` returned, as float32 arrays ``[R, ...]``.
+
+    Raises:
+        ValueError: it is no dict, or a value has no first axis of the replicates, or not the shape it had.
+    """
+    _require(isinstance(metrics, dict), "evaluate", "a function that returns a dict", metrics)
+    _require("iteration" not in metrics, "evaluate", "a function without metric 'iteration'", sorted(metrics))
+    values = {}
+    for name, metric in metrics.items():
+        value = metric.detach().cpu() if isinstance(metric, Tensor) else torch.as_tensor(metric)
+        lead = f"must lead with the {num_replicates} replicates"
+        if value.ndim == 0 or len(value) != num_replicates:
+            got = describe(metric) if isinstance(metric, Tensor) else f"{metric!r}"
+            raise ValueError(f"metric {name!r} of evaluate {lead} ([R, ...]), got {got}")
+        values[name] = value.float().numpy()
+        before = curves.get(name)
+        if before and before[-1].shape != values[name].shape:
+            raise ValueError(
+                f"metric {name!r} of evaluate must keep its shape {list(before[-1].shape)}, "
+                f"got {list(value.shape)}"
+            )
+    return values
