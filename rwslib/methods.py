@@ -70,13 +70,13 @@ def defensive_wake_wake(
 
     Theta keeps its own particles from q.  r is ``p.sample_defensive``, uniform in the paper.
     """
-    theta_loss = wake_theta(p, q, x, num_particles, noise)
+    theta_loss = _wake_theta(p, q, x, num_particles, noise)
     z, log_q, log_r, _ = _defensive_particles(p, q, x, num_particles, noise, delta)
     log_proposal = torch.logaddexp(math.log1p(-delta) + log_q, math.log(delta) + log_r)
     return theta_loss + estimators.wake_phi_loss(p.log_joint(z, x), log_q, log_proposal)
 
 
-def wake_theta(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
+def _wake_theta(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The wake-phase theta update alone (section 3.1); phi gets no gradient."""
     z, log_q = q.sample(x, num_particles, noise)
     return estimators.wake_theta_loss(p.log_joint(z, x), log_q)
@@ -341,7 +341,7 @@ def dww_wrong_density(
     p: DefensiveGenerative, q: Inference, x: Tree, num_particles: int, noise: Noise, delta: float = 0.2
 ) -> Tensor:
     """Ablation: delta-WW with the mixture density taken at the draw from q, not at the particle used."""
-    theta_loss = wake_theta(p, q, x, num_particles, noise)
+    theta_loss = _wake_theta(p, q, x, num_particles, noise)
     z, log_q, log_r, log_q_of_draw = _defensive_particles(p, q, x, num_particles, noise, delta)
     log_proposal = torch.logaddexp(math.log1p(-delta) + log_q_of_draw, math.log(delta) + log_r)
     return theta_loss + estimators.wake_phi_loss(p.log_joint(z, x), log_q, log_proposal)

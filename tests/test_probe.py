@@ -684,8 +684,8 @@ ARGUMENTS = {
         r"options must be none for method REINFORCE, which takes none, got \['delta'\]",
     ),
     "hold": (
-        {"hold": {"q.presense": 2}},
-        r"hold must be the start of names of parameters.*got 'q\.presense'",
+        {"hold": {"q.presenze": 2}},
+        r"hold must be the start of names of parameters.*got 'q\.presenze'",
     ),
     "learning rate": ({"learning_rate": -1e-3}, "learning_rate must be a positive number.*got -0.001"),
     "learning rates": (
