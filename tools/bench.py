@@ -137,7 +137,9 @@ def vae_rows(seconds: float, limits: Limits) -> Rows:
 def vae_row(config: VAEConfig, seconds: float, limits: Limits, device: str = "cpu") -> dict[str, Any]:
     """How fast one configuration of the continuous model trains."""
     config = dataclasses.replace(config, dataset="digits", num_stages=vae.PAPER_STAGES)
-    problem = dataclasses.replace(vae.problem(config, device), log_every=MNIST_STEPS)
+    problem = vae.problem(config, device)
+    length = problem.num_iterations // MNIST_STEPS * MNIST_STEPS  # whole epochs
+    problem = dataclasses.replace(problem, log_every=MNIST_STEPS, num_iterations=length)
     trainer = Trainer(problem, range(config.num_runs), device)
     decoder, encoder = (
         sum(weight.numel() for weight in trainer.objective.parts[part].parameters() if weight.ndim == 2)
@@ -276,10 +278,10 @@ def sweep_rows(seconds: float, limits: Limits) -> Rows:
             ("a run beyond its training, in a job with others", "shared", tiny, SHARED_RUNS),
             ("a run beyond its training, in a job of its own", "own", own, OWN_RUNS),
         ):
-            found = overhead(store, entry | {"seed": list(range(number))})
+            found = overhead(store, entry | {"seed": list(range(1, number + 1))})
             yield {"what": what, "seconds": round(found, 2), "aim_seconds": SWEEP_AIMS["run"]}
         seeds = fill(Path(folder) / "full", RECORDS)
-        fields = seeds[0] | {"seed": list(range(ROWS))}
+        fields = seeds[0] | {"seed": list(range(1, ROWS + 1))}
         grid.write_text(
             yaml.safe_dump([{k: v if k == "seed" else [v] for k, v in fields.items()}]), encoding="utf-8"
         )
@@ -294,7 +296,7 @@ def sweep_rows(seconds: float, limits: Limits) -> Rows:
 def fill(store: Path, number: int) -> list[dict[str, Any]]:
     """Copies of a published record that differ by their seeds; returns their configurations."""
     source = next(r for r in records.iterate(records.published_dir()) if r.config["experiment"] == "gmm")
-    configs = [source.config | {"seed": seed} for seed in range(number)]
+    configs = [source.config | {"seed": seed} for seed in range(1, number + 1)]
     for config in configs:
         target = records.folder(config, store)
         shutil.copytree(source.path, target, ignore=shutil.ignore_patterns("weights.safetensors"))
