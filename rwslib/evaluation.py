@@ -89,8 +89,8 @@ def importance_estimates(
         ValueError: no datum, no particle, or log-densities in fewer digits than float32's.
     """
     check_counts(num_particles=num_particles, images_at_once=images_at_once, rows_at_once=rows_at_once)
-    if not len(x):
-        raise ValueError(f"x holds no datum, its shape is {list(x.shape)}")
+    if not batch_size(x):
+        raise ValueError(f"x holds no datum, its shape is {list(leaves(x)[0].shape)}")
 
     def log_weights(x: Tree, count: int, noise: Noise) -> Tensor:
         z, log_q = q.sample(x, count, noise)
