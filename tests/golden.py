@@ -32,6 +32,7 @@ AIR |= {"optimizer": "adam", "learning_rate": 5e-4, "decay_at": [0.5], "eval_par
 AIR |= {"eval_scenes": 10, "seed": 5, "warmup_iterations": 2, "presence_logit": 0.5, "shift_sd": 0.5}
 AIR |= {"scale_prior": [-0.4, 0.1], "background": -5.0, "learn_count": True, "pixel_sd": None}
 AIR |= {"center_weights": None, "delta": None, "wake_weight": None}
+AIR |= {"dream_iterations": 0, "sorted_dreams": False}
 FIELDS = {"gmm": GMM, "vae": VAE, "air": AIR}
 OPTIONS = {
     "dww": {"delta": 0.2},
@@ -39,6 +40,7 @@ OPTIONS = {
     "concrete": {"temperature": [3.0, 0.5]},
     "air ww": {"center_weights": True, "pixel_sd": 0.3},
     "air nvil": {"optimizer": "rmsprop"},
+    ", dreams": {"dream_iterations": 2, "sorted_dreams": True, "warmup_iterations": 0},
 }
 METHODS = {
     "gmm": ("ww", "ws", "wws", "dww", "vimco", "relax", "rebar", "concrete", "nvil", "reinforce", "tvo"),
@@ -46,6 +48,7 @@ METHODS = {
     "air": ("ww", "ws", "wws", "dww", "vimco", "nvil"),
 }
 CASES = [f"{experiment} {method}" for experiment, methods in METHODS.items() for method in methods]
+CASES += ["air vimco, dreams", "air ws, dreams"]  # two steps on dreams, then two of the method
 OTHER_WAY = ["gmm ww, one by one", "gmm nvil, one by one", "vae ww, one by one", "air ww, mapped"]
 COMPILED = ["gmm ww, compiled", "gmm relax, compiled", "gmm nvil, one by one, compiled"]
 PATHS = [(0,), (0, 1), (0, 2), (5, 1)]  # one for each use: evaluation, initial values, blocks, epochs
@@ -57,6 +60,7 @@ def config(case: str):
     name = case.partition(",")[0]
     experiment, method = name.split()
     options = OPTIONS.get(method, {}) | OPTIONS.get(name, {})
+    options |= OPTIONS[", dreams"] if ", dreams" in case else {}
     return configuration({"experiment": experiment, "method": method, **FIELDS[experiment], **options})
 
 
@@ -100,7 +104,10 @@ def run(case: str) -> dict:
         }
         start = run.params
         run.log()
-        run.train_block()
+        first = run.block + sum(phase.iterations for phase in run.problem.phases)
+        end = min(first, run.problem.num_iterations)
+        while run.iteration < end:
+            run.train_block()
         run.log()
         tensors = [*run.params.values(), *(value for moment in run.moments for value in moment.values())]
         numbers = [values for name, values in run.curves.items() if name != "iteration"]
