@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 from rwslib import __main__ as cli
-from rwslib import records, rerun
+from rwslib import experiments, records, rerun
 from rwslib.experiments import GMMConfig, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -162,6 +164,31 @@ def test_export_has_one_row_a_replicate(call, tmp_path):
     assert call("export").out.splitlines()[0].startswith("key,")
 
 
+def test_damaged_records_are_left_out_of_an_export_and_said(call, tmp_path):
+    whole, damaged, lacking = (run(replace(CONFIG, seed=seed)).path for seed in (1, 2, 3))
+    (damaged / "metrics.npz").write_text("nonsense")
+    provenance = json.loads((lacking / "provenance.json").read_text())
+    del provenance["date"]
+    (lacking / "provenance.json").write_text(json.dumps(provenance))
+    shown = call("export", "--csv", tmp_path / "table.csv", code=1)
+    assert re.search(f"left out: record {damaged} is damaged", shown.err)
+    assert re.search(f"left out: {lacking}: .*date", shown.err)
+    with (tmp_path / "table.csv").open() as file:
+        assert {row["key"] for row in csv.DictReader(file)} == {whole.name}
+
+
+def test_own_records_can_be_looked_at_alone(call, tmp_path):
+    published = run(CONFIG)
+    call("publish", published.path)
+    shutil.rmtree(published.path)
+    own = run(replace(CONFIG, seed=2))
+    for command in ("list", "export"):
+        assert {published.key, own.key} <= set(re.findall("[0-9a-f]{16}", call(command).out))
+        assert set(re.findall("[0-9a-f]{16}", call(command, "--own").out)) == {own.key}
+    assert "2 records, 0 faults" in call("verify").out
+    assert "1 records, 0 faults" in call("verify", "--own").out
+
+
 def test_records_are_published_with_or_without_weights(call):
     first, second = run(CONFIG), run(replace(CONFIG, seed=2))
     assert (Path(call("publish", first.path).out.strip()) / "weights.safetensors").exists()
@@ -230,15 +257,15 @@ def test_values_are_taken_from_scale_then_file_then_command_line(tmp_path):
 
 @pytest.fixture
 def notebook(tmp_path):
-    """A small notebook that shows its parameter in every way that a page has."""
-    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    """A small notebook, without a kernelspec, that shows its parameter in every way that a page has."""
+    book = nbformat.v4.new_notebook()
     cell = nbformat.v4.new_code_cell(
         'text: str = "plain"  # shown\nnumber: int = 1  # below 3', metadata={"tags": ["parameters"]}
     )
     shown = nbformat.v4.new_code_cell(
         "from IPython.display import HTML, Markdown, display\n"
-        "print(text)\ndisplay(HTML(text), Markdown(text))\nassert number < 3, 'number is too large'\ntext"
+        "import rwslib\nprint(text)\ndisplay(HTML(text), Markdown(text))\n"
+        "assert number < 3, 'number is too large'\ntext"
     )
     book.cells = [cell, shown]
     path = tmp_path / "small.ipynb"
@@ -248,11 +275,18 @@ def notebook(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the client that talks to the kernel
-def test_a_notebook_is_executed_into_a_page_without_the_markup_of_parameters(call, notebook, tmp_path):
+def test_a_notebook_is_executed_into_a_page_without_the_markup_of_parameters(
+    call, notebook, tmp_path, monkeypatch
+):
+    installed = tmp_path / "installed/rwslib"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("raise ImportError('another library')")
+    monkeypatch.setenv("PYTHONPATH", str(installed.parent))
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "re{sul}ts"))
     text = "<script>alert('number')</script><b onclick='alert()'>"
     out = call("run", notebook, "-p", "text", text).out
     executed, page = (Path(line.split(": ", 1)[1]) for line in out.splitlines())
-    assert executed.parent == page.parent == tmp_path / "results/notebooks"
+    assert executed.parent == page.parent == tmp_path / "re{sul}ts/notebooks"
     assert text in nbformat.read(executed, as_version=4).cells[-1].outputs[0]["text"]
     html = page.read_text()
     assert "<script>alert" not in html and "<b onclick" not in html
@@ -264,8 +298,39 @@ def test_a_notebook_is_executed_into_a_page_without_the_markup_of_parameters(cal
     nbformat.write(other, notebook)
     assert not rerun.is_current(notebook, values, rerun.inputs(notebook))
     call("run", notebook, "-p", "number", "3", code="small stopped with AssertionError: number is too large")
-    assert len(list((tmp_path / "results/notebooks").glob("small-*.failed.ipynb"))) == 1
-    assert not list((tmp_path / "results/notebooks").glob(".*"))
+    assert len(list(executed.parent.glob("small-*.failed.ipynb"))) == 1
+    assert not list(executed.parent.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the client that talks to the kernel
+def test_an_interrupt_is_for_the_cell_that_runs(notebook, tmp_path, monkeypatch, capfd):
+    """So that training in it writes a checkpoint; nobody sees a traceback."""
+    book = nbformat.read(notebook, as_version=4)
+    book.cells[-1].source = (
+        f"from pathlib import Path\nPath({str(tmp_path / 'begun')!r}).touch()\n"
+        "import time\ntry:\n    time.sleep(60)\n"
+        f"except KeyboardInterrupt:\n    Path({str(tmp_path / 'stopped')!r}).touch()\n    raise"
+    )
+    nbformat.write(book, notebook)
+
+    def interrupt():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(SystemExit, match="interrupted; the same command goes on from here"):
+        cli.main(["run", str(notebook)])
+    assert (tmp_path / "stopped").exists()
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list((tmp_path / "results/notebooks").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "nonsense"])
+def test_what_is_no_notebook_is_said_in_one_sentence(call, tmp_path, content):
+    (tmp_path / "no.ipynb").write_text(content)
+    call("run", tmp_path / "no.ipynb", code="is not a notebook")
 
 
 # -- when things break --------------------------------------------------------------------------------
@@ -309,6 +374,58 @@ def test_a_full_disk_is_an_error_and_nothing_else_is_lost(call, grid, tmp_path, 
     shutil.move(tmp_path / "kept", kept)
     call("train", grid)
     assert "3 records, 0 faults" in call("verify").out
+
+
+HUGE = 10**13  # more than any machine has
+
+
+@pytest.mark.parametrize("name", ["num_particles", "batch_size", "num_runs"])
+def test_a_row_that_memory_has_no_room_for_stops_no_other(call, grid, name):
+    fields = {"num_particles": 2, "batch_size": 5, "num_runs": 2, name: HUGE}
+    large = ", ".join(f"{key}: {value}" for key, value in fields.items())
+    grid.write_text(f"- {{experiment: gmm, method: ww, num_iterations: 4, {large}}}\n" + GRID)
+    shown = call("train", grid, code=1)
+    (line,) = shown.err.splitlines()
+    assert re.match("error: [0-9a-f]{16} gmm ww K=.*there is not enough memory", line)
+    assert "gmm ww K=2" in shown.out and "gmm vimco K=2" in shown.out
+
+
+def test_an_error_of_the_program_is_shown_whole_and_stops_no_other(call, grid, monkeypatch):
+    train = experiments.train
+
+    def broken(config, *arguments, **options):
+        if config.method == "ww":
+            return {}["missing"]
+        return train(config, *arguments, **options)
+
+    monkeypatch.setattr(experiments, "train", broken)
+    shown = call("train", grid, code=1)
+    assert "Traceback" in shown.err and "gmm ww K=2: KeyError: 'missing'" in shown.err
+    assert "gmm vimco K=2" in shown.out
+
+
+def test_a_scheduler_that_ends_a_job_ends_training_in_good_order(call, grid, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(experiments, "train", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    call("train", grid, code=143)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:99", "CUDA", ""])
+def test_a_device_that_cannot_train_is_refused_in_one_sentence(call, grid, device):
+    for command in ("train", "sweep"):
+        call(command, grid, "--device", device, code="device must be")
+    with pytest.raises(ValueError, match="device must be"):
+        run(CONFIG, device=device)
+
+
+def test_what_is_all_there_needs_no_store_to_write_to(call, grid, monkeypatch, tmp_path):
+    call("train", grid)
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "results"))
+    assert call("train", grid, "--results-dir", "/proc/nowhere").out == ""
+    assert "0 to do" in call("sweep", grid, "--results-dir", "/proc/nowhere").out
+    grid.write_text(GRID.replace("vimco", "dww"))
+    assert "gmm dww K=2" in call("sweep", grid, "-n", "--results-dir", "/proc/nowhere").out
 
 
 def test_an_unwritable_store_is_an_error_before_training(call, grid, tmp_path, monkeypatch):

@@ -128,6 +128,29 @@ def test_no_text_is_read_or_written_in_the_locales_encoding():
     assert not found
 
 
+def test_make_works_in_a_folder_whose_path_has_a_space(tmp_path):
+    folder = tmp_path / "a folder"
+    for name in (".venv/.stamp", ".venv/.stamp-sweep", "requirements.txt", "notebooks/x.ipynb", "show"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in ("book", "rwslib", "tools"):
+        (folder / name).mkdir()
+    (folder / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    (folder / "show").write_text('#!/bin/sh\nprintf "[%s]" "$RWSLIB_RESULTS" "$RWSLIB_PUBLISHED" "$@"\n')
+    (folder / "show").chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RWSLIB", "MAKE", "MFLAGS"))}
+    said = ""
+    for target in ("reproduce", "notebooks"):
+        make = ["make", "-s", "-C", folder, "PY=./show", target]
+        for stamp in (".venv/.stamp", ".venv/.stamp-sweep"):
+            make += ["-o", stamp]
+        said += subprocess.run(make, env=environment, capture_output=True, text=True, check=True).stdout
+    store = folder / "results/reproduce-quick"
+    assert f"[][{store}/none][-m][rwslib][sweep][workflow/grids/reproduce-quick.yaml]" in said
+    assert f"[--results-dir][{store}]" in said
+    assert f"[{folder}/_build/no-results][][-m][jupyter]" in said
+
+
 # -- checksums -------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ def grid(tmp_path):
 def begin(grid, store, *options):
     command = [sys.executable, "-m", "rwslib", "sweep", str(grid), "--results-dir", str(store), *options]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    environment["HOME"] = "/proc/nowhere"  # a home in which nothing can be written
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -244,7 +245,8 @@ echo "$number"
 @needs_cluster
 def test_cores_a_cluster_and_no_sweep_at_all_give_the_same_records(tmp_path, grid, monkeypatch):
     cli.main(["train", str(grid), "--results-dir", str(tmp_path / "plain")])
-    assert "4 of 4 done" in finish(begin(grid, tmp_path / "local", "--cores", "2"))[0]
+    local = tmp_path / "lo{c}al, with a space"
+    assert "4 of 4 done" in finish(begin(grid, local, "--cores", "2"))[0]
     for name in ("bin", "jobs"):
         (tmp_path / name).mkdir()
     for name, lines in GRID_ENGINE.items():
@@ -257,10 +259,10 @@ def test_cores_a_cluster_and_no_sweep_at_all_give_the_same_records(tmp_path, gri
     grid_engine = profile(tmp_path / "profile", yaml.safe_dump(settings))
     assert "4 of 4 done" in finish(begin(grid, tmp_path / "cluster", "--profile", grid_engine))[0]
     assert len(list((tmp_path / "jobs").iterdir())) == 3  # one more than the two that there were to do
-    for store in ("local", "cluster"):
-        assert not drill.compare(tmp_path / store, tmp_path / "plain").total()
-        assert not list((tmp_path / store / ".sweep").iterdir())
-    assert "0 to do" in finish(begin(grid, tmp_path / "local"))[0]
+    for store in (local, tmp_path / "cluster"):
+        assert not drill.compare(store, tmp_path / "plain").total()
+        assert not list((store / ".sweep").iterdir())
+    assert "0 to do" in finish(begin(grid, local))[0]
 
 
 @pytest.mark.slow
