@@ -173,6 +173,14 @@ def tensors(parts):
     return dict([*parts.named_parameters(), *parts.named_buffers()])
 
 
+def test_buffers_that_a_step_changes_are_those_after_the_last_step():
+    """``sample`` calls ``log_prob`` twice, in each of six steps."""
+    for network, name in [(Normalised, "norm.num_batches_tracked"), (Counting, "calls")]:
+        trainer = trained(problem(q=network, mapped=False))
+        for index in range(2):
+            assert tensors(trainer.modules(index))[f"q.{name}"] == 12
+
+
 def test_random_buffers_differ_between_replicates_and_reach_metrics():
     which = problem(
         q=RandomBuffer, evaluate=lambda trainer, _: trainer.map_modules(lambda p, q: {"f": q.factor})
