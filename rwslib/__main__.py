@@ -30,8 +30,18 @@ def data_command(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def _need_checkout(command: str) -> None:
+    """Refuse a command whose notebooks and workflow lie beside the library only in the book's checkout."""
+    if not files.IS_CHECKOUT:
+        raise ValueError(
+            f"{command} needs the book's checkout, but this library is installed without it: "
+            "call it from a clone of the repository"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Execute a notebook with other parameters, and make a page of it."""
+    _need_checkout("run")
     from rwslib import rerun
 
     notebook = rerun.find(arguments.notebook)
@@ -101,6 +111,7 @@ def exit_when_terminated() -> Iterator[None]:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """Train and execute, on several cores or a cluster, what grids ask for and the store does not have."""
+    _need_checkout("sweep")
     from rwslib.sweep import sweep
 
     if arguments.cores is not None and arguments.cores < 1:

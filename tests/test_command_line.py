@@ -361,6 +361,25 @@ def full_disk(folder, monkeypatch):
         yield
 
 
+@pytest.mark.parametrize("command", [["run", "02_gmm"], ["sweep", "grid.yaml"]])
+def test_an_installed_library_says_which_commands_need_a_checkout(command, tmp_path):
+    shutil.copytree(Path(cli.__file__).parent, tmp_path / "rwslib")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "rwslib", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {command[0]} needs the book's checkout, but this library is installed without it: "
+        "call it from a clone of the repository\n"
+    )
+
+
 def test_a_full_disk_is_an_error_and_nothing_else_is_lost(call, grid, tmp_path, monkeypatch):
     store = tmp_path / "results"
     (store / "gmm").mkdir(parents=True)
