@@ -153,7 +153,7 @@ def summary(claims: Mapping[str, Entry]) -> str:
     ]:
         verdicts = Counter(entry["verdict"] for entry in entries)
         rows.append([link, bar(sides(entries)), *(str(verdicts[name] or "") for name in VERDICTS)])
-    return f"{table(['', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
+    return f"{table(['claims about', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
 
 
 def chapter_bar(notebook: Path) -> str:
