@@ -107,7 +107,6 @@ def test_every_method_is_in_the_table_and_nothing_else():
         and not name.startswith("_")
         and list(inspect.signature(function).parameters)[:5] == SIGNATURE
     }
-    functions -= {methods.wake_theta}  # a part of some
     assert {method.function for method in METHODS.values()} == functions
     assert len({method.title for method in METHODS.values()}) == len(METHODS) == len(functions)
 
