@@ -77,11 +77,10 @@ def table(results_dir: Path | None = None, own: bool = False) -> Iterator[str]:
     yield _COLUMNS.format(
         "key", "experiment", "method", "K", "runs", "iterations", "date", "seconds", "medians, settings"
     )
-    headlines = {name for names in HEADLINES.values() for name in names}
-    wanted = headlines | {f"{name}_final" for name in headlines} | {"iteration"}
     for path in folders(results_dir, own):
+        names = HEADLINES.get(path.parent.name, ())  # a store's folders are named after experiments
         try:
-            yield _line(records.load(path, wanted))
+            yield _line(records.load(path, {*names, *(f"{name}_final" for name in names), "iteration"}))
         except (ValueError, KeyError) as error:
             yield f"{path.name:16}  {error}"
     for path in sorted(stores(results_dir)[-1].glob("[!.]*/*.checkpoint")):
