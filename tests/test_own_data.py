@@ -38,6 +38,7 @@ def checkout(tmp_path_factory):
     """A copy of the library with the row that the page adds, and the data that the row reads."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "rwslib", folder / "rwslib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)  # which makes it a checkout
     for name in ("03_vae", "04_air"):
         (folder / "notebooks").mkdir(exist_ok=True)
         shutil.copy(ROOT / f"notebooks/{name}.ipynb", folder / "notebooks")
