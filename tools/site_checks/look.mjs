@@ -65,6 +65,7 @@ async function look(path) {
     if (seen.theme !== theme) problem(`the theme is ${seen.theme}`);
     if (seen.excess > 0) problem(`scrolls sideways by ${seen.excess} pixels`);
     if (seen.unset) problem(`${seen.unset} formulas have errors`);
+    if (path.startsWith("_modules/") && width !== given.widths[0]) continue; // listings: axe sees nothing else there
     const { violations } = await page.evaluate(([headers, options]) => {
       globalThis.axe.configure({ rules: [headers] });
       return globalThis.axe.run(options);
