@@ -11,32 +11,7 @@ from matplotlib.axes import Axes
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord
 
-# Okabe and Ito's palette, safe for colour-blind readers; bound-based methods are dashed, as in the paper.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _RED, _PINK, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
-_STYLES = {
-    "ws": (_GREEN, "-"),
-    "ww": (_BLUE, "-"),
-    "dww": (_RED, "-"),
-    "wws": (_SKY, "-"),
-    "concrete": (_SKY, "--"),
-    "relax": (_PINK, "--"),
-    "rebar": (_PINK, ":"),
-    "reinforce": (_ORANGE, "--"),
-    "vimco": (_BLACK, "--"),
-    "nvil": (_ORANGE, ":"),
-    "tvo": (_SKY, "-."),
-    "vae": (_GREY, "--"),
-    "iwae": (_BLACK, "-"),
-    "stl": (_ORANGE, "-."),
-    "dreg": (_PINK, "-."),
-    "rws_dreg": (_BLUE, "-."),
-    "vimco_no_log_k": (_GREY, ":"),
-    "vimco_air2018": (_BLACK, ":"),
-    "dww_wrong_density": (_GREY, "-."),
-    "concrete_2018": (_SKY, ":"),
-}
-# Of methods that have no row above, in the order in which they were added to ``METHODS``.
+# Of methods whose row names no style, or another row's, in the order in which they were added to ``METHODS``.
 _OTHER_COLORS = ("#6A3D9A", "#8C510A", "#5B7C0F", "#B2182B")
 _OTHER_LINES = ((0, (4, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
@@ -76,10 +51,11 @@ def method_style(name: str) -> dict[str, object]:
     """
     if name not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {name!r}")
-    if name in _STYLES:
-        color, linestyle = _STYLES[name]
+    first = {row.style: known for known, row in reversed(METHODS.items()) if row.style}
+    if first.get(METHODS[name].style) == name:
+        color, linestyle = METHODS[name].style
     else:
-        i = [other for other in METHODS if other not in _STYLES].index(name)
+        i = [other for other, row in METHODS.items() if first.get(row.style) != other].index(name)
         color, linestyle = _OTHER_COLORS[i % 4], _OTHER_LINES[i // 4 % 4]
     return {"color": color, "linestyle": linestyle, "label": METHODS[name].title}
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from toys import Script, flat_gradient, parameter_gradients
 
 from rwslib import data
-from rwslib.experiments.air import AIR_METHODS, Baseline
-from rwslib.methods import METHODS
+from rwslib.experiments.air import OFFERS, Baseline
+from rwslib.methods import METHODS, usable
 from rwslib.models import air
 from rwslib.models.air import GenerativeModel, InferenceNetwork, Latents, boxes, crop, paste
 from rwslib.noise import Noise, Tape
@@ -453,7 +453,7 @@ class MeanLoss(nn.Module):
         return self.method(parts.pop("p"), parts.pop("q"), self.x, K, noise, **parts).mean()
 
 
-@pytest.mark.parametrize("method", AIR_METHODS)
+@pytest.mark.parametrize("method", usable(*OFFERS))
 def test_masks_give_the_gradients_of_packed_objects_and_map_over_replicates(method):
     *_, x = networks()
     packed, masked, counter = MeanLoss(method, x, True), MeanLoss(method, x, False), Noise(5)
@@ -550,7 +550,7 @@ def forced_float(count, total):
 # -- all methods at all counts -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", AIR_METHODS)
+@pytest.mark.parametrize("method", usable(*OFFERS))
 @pytest.mark.parametrize("logit", [-60.0, 60.0, 0.3])
 def test_losses_and_gradients_are_finite_at_every_count(method, logit):
     """Nobody anywhere, three everywhere, and all counts side by side; in float32."""

@@ -19,7 +19,7 @@ from rwslib.noise import Noise
 
 BAD = [
     ({"method": "wake"}, "method must be one of"),
-    ({"method": "iwae"}, "method must be one of .* for categorical latents"),
+    ({"method": "iwae"}, "method must be one of .* for this model"),
     ({"method": 3}, "method must be one of"),
     ({"method": "vimco", "num_particles": 1}, "num_particles must be at least 2 for method 'vimco', got 1"),
     ({"num_particles": 0}, "num_particles must be a whole number of at least 1, got 0"),

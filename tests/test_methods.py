@@ -101,11 +101,8 @@ def test_too_few_particles_are_refused_with_the_smallest_number(name, toy):
 def test_every_method_is_in_the_table_and_nothing_else():
     functions = {
         function
-        for name, function in vars(methods).items()
-        if inspect.isfunction(function)
-        and function.__module__ == methods.__name__
-        and not name.startswith("_")
-        and list(inspect.signature(function).parameters)[:5] == SIGNATURE
+        for function in map(vars(methods).get, methods.__all__)
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters)[:5] == SIGNATURE
     }
     assert {method.function for method in METHODS.values()} == functions
     assert len({method.title for method in METHODS.values()}) == len(METHODS) == len(functions)
@@ -117,7 +114,10 @@ def test_a_row_describes_its_function(name):
     parameters = inspect.signature(method.function).parameters
     assert list(parameters)[:5] == SIGNATURE
     own = {name: parameters[name].default for name in list(parameters)[5:]}
-    assert method.options == tuple(n for n, default in own.items() if default is not inspect.Parameter.empty)
+    defaults = {n: default for n, default in own.items() if default is not inspect.Parameter.empty}
+    assert {n: option.default for n, option in method.options.items()} == defaults
+    for n, option in method.options.items():
+        option.check(n, option.of_run)
     assert [n for n in own if n not in method.options] == (
         ["control_variate"] if method.control_variate else []
     )
@@ -469,7 +469,7 @@ methods_conditional_gumbel = methods.conditional_gumbel
 def test_wrong_conditional_variates_are_noticed(name, mistake, monkeypatch):
     problem = EnumeratedMixture(num_particles=2, seed=1)
     _, exact = problem.exact_gradients(problem.bound)
-    monkeypatch.setattr(methods, "conditional_gumbel", mistake)
+    monkeypatch.setattr(methods.relaxed, "conditional_gumbel", mistake)
     assert standard_errors_off(phi_gradient_samples(name, problem, 200_000), exact) > 10
 
 
@@ -890,3 +890,43 @@ def test_the_baseline_of_nvil_regresses_onto_the_bound():
     assert_same_gradients(parameter_gradients(loss, baseline), parameter_gradients(regression, baseline))
     without = estimators.nvil_loss(p.log_joint(z, x), log_q, baseline(x).detach()).sum()
     assert_same_gradients(parameter_gradients(loss, q), parameter_gradients(without, q))
+
+
+# -- the table says all that others need to know -----------------------------------------------------------
+
+
+def test_a_method_is_usable_where_the_model_has_all_that_it_needs():
+    assert "ww" in methods.usable()
+    assert {"tvo", "dww", "nvil", "concrete", "iwae"}.isdisjoint(methods.usable())
+    for name, offers in {
+        "tvo": ["one_kind"],
+        "dww": ["sample_defensive"],
+        "nvil": ["control_variate"],
+        "relax": ["categorical", "control_variate"],
+        "iwae": ["reparameterisable"],
+    }.items():
+        assert name in methods.usable(*offers)
+        assert all(name not in methods.usable(*set(offers) - {offer}) for offer in offers)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "bad", "message"),
+    [
+        ("dww", "delta", 1, "delta must be a number between 0 and 1, got 1"),
+        ("dww", "delta", True, "delta must be a number between 0 and 1, got True"),
+        (
+            "concrete",
+            "temperature",
+            (3.0, 0.0),
+            r"temperature must be a pair \(first, last\) of numbers above 0",
+        ),
+        ("concrete", "temperature", (3.0,), r"temperature must be a pair \(first, last\) of numbers above 0"),
+        ("ww", "center_weights", 1, "center_weights must be true or false, got 1"),
+        ("vimco", "mean", "harmonic", "mean must be 'geometric' or 'arithmetic', got 'harmonic'"),
+    ],
+)
+def test_an_option_refuses_what_a_run_may_not_set(name, option, bad, message):
+    row = METHODS[name].options[option]
+    row.check(option, row.of_run)
+    with pytest.raises(ValueError, match=message):
+        row.check(option, bad)

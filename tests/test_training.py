@@ -16,7 +16,8 @@ from toys import GaussianModel, GaussianNetwork
 from rwslib import records, training
 from rwslib.cpu import can_compile
 from rwslib.experiments import GMMConfig, gmm, run
-from rwslib.methods import METHODS, _wake_theta
+from rwslib.methods import METHODS
+from rwslib.methods.wake_sleep import wake_theta
 from rwslib.noise import Tape
 from rwslib.optimizers import adam
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
@@ -527,7 +528,7 @@ def dream_of_half(p, q, x, num_particles, noise):
     return -(q.sample(x, 1, noise)[1] * (2 + noise.uniform(1, len(x)))).mean(dim=0)
 
 
-PHASES = (Phase(3, dream_of_half, trains=("q",)), Phase(2, _wake_theta, trains=("p",)))
+PHASES = (Phase(3, dream_of_half, trains=("q",)), Phase(2, wake_theta, trains=("p",)))
 
 
 def test_phases_train_what_they_name_and_each_starts_the_optimiser_afresh():

@@ -23,9 +23,6 @@ from rwslib.noise import Noise
 
 PARTICLES = (2, 5)
 SAMPLES = 30_000  # draws where nothing can be enumerated
-DREAMING = ("ws", "wws")  # learn from other data than the one at hand
-WAKE = ("ww", "dww", "rws_dreg", "dww_wrong_density")  # descend the inclusive divergence
-OWN = ("vae", "tvo")  # climb an objective of their own
 Moments = tuple[Tensor, Tensor, int | None]  # mean, variance, number of draws or None where exact
 
 
@@ -120,17 +117,19 @@ def continuous(name: str, K: int, num: int = SAMPLES) -> Moments:
 
 def target(name: str, K: int, discrete_problem: bool) -> Tensor | None:
     """The gradient that a method is after; None where that is an objective of its own."""
-    if name in OWN:
+    follows = METHODS[name].follows
+    if follows == "own":
         return None
     if not discrete_problem:  # the posterior is N(1/2, 1/2); DReG is unbiased and quiet
-        return (
-            torch.tensor([(0.5 - 0.9) / 0.8**2]) if name in WAKE else continuous("dreg", K, 10 * SAMPLES)[0]
-        )
+        if follows == "bound":
+            return continuous("dreg", K, 10 * SAMPLES)[0]
+        return torch.tensor([(0.5 - 0.9) / 0.8**2 if follows == "KL(p, q)" else 1 - 2 * 0.9])
     log_joint, logits = small_mixture()
-    if name in WAKE:
+    if follows == "KL(p, q)":
         return torch.softmax(log_joint, dim=0) - torch.softmax(logits, dim=0)
     tracked = logits.clone().requires_grad_()
-    return grad(evaluation.exact_bound(log_joint, tracked, K), tracked)[0]
+    bound = evaluation.exact_bound(log_joint, tracked, 1 if follows == "ELBO" else K)
+    return grad(bound, tracked)[0]
 
 
 def percent(value: float) -> str:
@@ -155,9 +154,8 @@ def comparison(discrete_problem: bool) -> str:
     rows = []
     for name, method in METHODS.items():
         pathwise = method.latent == "reparameterisable"
-        if name not in DREAMING and (not pathwise if discrete_problem else pathwise or name == "ww"):
+        if method.follows != "dreams" and (not pathwise if discrete_problem else pathwise or name == "ww"):
             bias, noise = zip(*(bias_and_noise(name, K, discrete_problem) for K in PARTICLES), strict=True)
-            follows = "own" if name in OWN else "KL(p, q)" if name in WAKE else "bound"
-            rows.append([method.title, follows, *bias, *noise])
+            rows.append([method.title, method.follows, *bias, *noise])
     header = ["method", "follows", *(f"{what}, K = {K}" for what in ("bias", "noise") for K in PARTICLES)]
     return table(header, rows, wide=False)

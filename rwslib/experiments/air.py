@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from rwslib import data
 from rwslib.estimators import normalized_weights, sleep_phi_loss
 from rwslib.evaluation import importance_estimates
-from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.experiments.common import check_common, options_at, require, require_int, require_number
 from rwslib.methods import METHODS
 from rwslib.models.air import (
     CANVAS,
@@ -25,7 +26,7 @@ from rwslib.noise import CURVES, FINALS, SAMPLES, Noise
 from rwslib.optimizers import Optimizer, adam, rmsprop
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
 
-AIR_METHODS = ("ww", "ws", "wws", "dww", "vimco", "vimco_air2018", "reinforce", "nvil")
+OFFERS = ("sample_defensive", "control_variate")  # to methods
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
 WARM_UP = {"dream_iterations": 0, "sorted_dreams": False, "warmup_iterations": 2000}  # an earlier recipe
 DREAMS_PER_SCENE = 5  # of the phase of dreams, a scene of the batch
@@ -42,7 +43,7 @@ class AIRConfig:
     """One run of AIR; its fields are its identity.
 
     Attributes:
-        method: a name in ``AIR_METHODS``.
+        method: a name in ``rwslib.methods.usable(*OFFERS)``.
         num_particles: the number K of particles.
         dataset: where the scenes' digits come from, "mnist" or "digits".
         num_iterations: optimiser steps; metrics are logged about 100 times, at most every 100 steps.
@@ -97,8 +98,7 @@ class AIRConfig:
     experiment: str = "air"
 
     def __post_init__(self):
-        require(self.method in AIR_METHODS, "method", f"one of {list(AIR_METHODS)}", self.method)
-        check_common(self)
+        check_common(self, *OFFERS)
         require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         require_int("num_iterations", self.num_iterations, 1)
         require(self.optimizer in list(OPTIMIZERS), "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
@@ -136,20 +136,6 @@ class AIRConfig:
         require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
         if self.pixel_sd is not None:
             require_number("pixel_sd", self.pixel_sd, 0, 100)
-        options = METHODS[self.method].options
-        for name, default in {"center_weights": False, "delta": 0.2, "wake_weight": 0.5}.items():
-            value = getattr(self, name)
-            if name in options:
-                object.__setattr__(self, name, default if value is None else value)
-            else:
-                require(value is None, name, f"None for method {self.method!r}", value)
-        if self.center_weights is not None:
-            require(
-                isinstance(self.center_weights, bool), "center_weights", "true or false", self.center_weights
-            )
-        for name in ("delta", "wake_weight"):
-            if getattr(self, name) is not None:
-                require_number(name, getattr(self, name), 0, 1)
 
 
 class Baseline(nn.Module):
@@ -207,11 +193,6 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     x_test, truth = test_scenes(config.dataset, grey)
     x_test, counts = x_test.to(device), truth.counts.to(device)
     decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
-    options = {
-        name: getattr(config, name)
-        for name in ("center_weights", "delta", "wake_weight")
-        if getattr(config, name) is not None
-    }
 
     dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
 
@@ -262,7 +243,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         else {},
         phases=(dreams,) if config.dream_iterations else (),
         mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
-        options=lambda progress: options,
+        options=partial(options_at, config),
         finish=finish,
     )
 

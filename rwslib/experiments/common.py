@@ -8,8 +8,9 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
+from torch import Tensor
 
-from rwslib.methods import METHODS
+from rwslib.methods import METHODS, usable
 from rwslib.noise import check_seed
 
 
@@ -79,19 +80,19 @@ def fit_fields(config: Any) -> None:
         object.__setattr__(config, name, plain_value(getattr(config, name), kind))
 
 
-def check_common(config: Any) -> None:
-    """Fit all fields, and check those that every configuration has, the method's own limits included."""
+def check_common(config: Any, *offers: str) -> None:
+    """Fit all fields, check those that every configuration has, and give the method's options their values.
+
+    Args:
+        *offers: what the model has for methods, see ``rwslib.methods.usable``.
+    """
     fit_fields(config)
     if hasattr(config, "experiment"):
         default = type(config).experiment
         require(config.experiment == default, "experiment", repr(default), config.experiment)
-    known = list(METHODS)
-    require(
-        isinstance(config.method, str) and config.method in METHODS,
-        "method",
-        f"one of {known}",
-        config.method,
-    )
+    known = usable(*offers)
+    allowed = f"one of {known} for this model"
+    require(isinstance(config.method, str) and config.method in known, "method", allowed, config.method)
     method = METHODS[config.method]
     require_int("num_runs", config.num_runs, 1)
     check_seed(config.seed)
@@ -104,3 +105,27 @@ def check_common(config: Any) -> None:
         f"at least {method.min_particles} for method {config.method!r}",
         config.num_particles,
     )
+    for name in dict.fromkeys(
+        name for row in METHODS.values() for name in row.options if hasattr(config, name)
+    ):
+        value = getattr(config, name)
+        if name not in method.options:
+            allowed = f"None for method {config.method!r}, which has no such option"
+            require(value is None, name, allowed, value)
+        elif value is None:
+            object.__setattr__(config, name, method.options[name].of_run)  # frozen for everyone else
+        else:
+            method.options[name].check(name, value)
+
+
+def options_at(config: Any, progress: Tensor) -> dict[str, Any]:
+    """What a configuration sets of its method's options, at a progress in [0, 1)."""
+    options = {}
+    for name, option in METHODS[config.method].options.items():
+        value = getattr(config, name, None)
+        if value is not None and option.start is not None:
+            first, last = value
+            value = first + (last - first) * progress
+        if value is not None:
+            options[name] = value
+    return options

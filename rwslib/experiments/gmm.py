@@ -1,12 +1,13 @@
 """The Gaussian mixture experiment of paper section 4.3: configuration, training problem, metrics."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from rwslib.evaluation import exact_kl, exact_log_evidence, gradient_std
-from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.experiments.common import check_common, options_at, require, require_int
 from rwslib.methods import METHODS, RebarControlVariate
 from rwslib.models.gmm import GMM, Baseline, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import Noise
@@ -14,6 +15,7 @@ from rwslib.training import Problem, Trainer, largest_divisor
 
 NUM_TEST_POINTS = 100
 NUM_GRADIENT_SAMPLES = 10
+OFFERS = ("categorical", "sample_defensive", "control_variate", "one_kind")  # to methods
 SUPPORT_THRESHOLD = 1e-3  # a category below this probability counts as given up
 PROBES = (0.0, 95.0, 190.0)  # the observations at which the paper's Figure 5 shows q
 
@@ -23,7 +25,7 @@ class GMMConfig:
     """One run of the mixture experiment; its fields are its identity.
 
     Attributes:
-        method: a name in ``rwslib.methods.METHODS`` that works with categorical latents.
+        method: a name in ``rwslib.methods.usable(*OFFERS)``.
         num_particles: the number K of particles.
         num_iterations: optimiser steps; metrics are logged about 100 times.
         num_runs: replicates, trained together, independent of each other.
@@ -53,34 +55,12 @@ class GMMConfig:
     experiment: str = "gmm"
 
     def __post_init__(self):
-        check_common(self)
-        method = METHODS[self.method]
-        discrete = [name for name, row in METHODS.items() if row.latent != "reparameterisable"]
-        require(self.method in discrete, "method", f"one of {discrete} for categorical latents", self.method)
+        check_common(self, *OFFERS)
         require_int("num_iterations", self.num_iterations, 1)
         require(self.init in ("far", "near"), "init", "'far' or 'near'", self.init)
         require(isinstance(self.hidden, list | tuple), "hidden", "a list of layer sizes", self.hidden)
         for size in self.hidden:
             require_int("hidden", size, 1)
-        for name, default in {"delta": 0.2, "wake_weight": 0.5, "temperature": (3.0, 0.5)}.items():
-            value = getattr(self, name)
-            if name in method.options:
-                object.__setattr__(
-                    self, name, default if value is None else value
-                )  # frozen for everyone else
-            else:
-                require(
-                    value is None, name, f"None for method {self.method!r}, which has no such option", value
-                )
-        if self.delta is not None:
-            require_number("delta", self.delta, 0, 1)
-        if self.wake_weight is not None:
-            require_number("wake_weight", self.wake_weight, 0, 1)
-        if self.temperature is not None:
-            pair = isinstance(self.temperature, list | tuple) and len(self.temperature) == 2
-            require(pair, "temperature", "a pair (first, last)", self.temperature)
-            for value in self.temperature:
-                require_number("temperature", value, 0)
 
 
 def test_points() -> Tensor:
@@ -105,13 +85,6 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
 
     def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
         return truth.sample(config.batch_size, noise)[1]
-
-    def options(progress: Tensor) -> dict[str, object]:
-        if config.temperature is not None:
-            first, last = config.temperature
-            return {"temperature": first + (last - first) * progress}
-        names = [name for name in ("delta", "wake_weight") if getattr(config, name) is not None]
-        return {name: getattr(config, name) for name in names}
 
     def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
         device = torch.device(trainer.device)
@@ -147,7 +120,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
         log_every=largest_divisor(config.num_iterations, max(1, config.num_iterations // 100)),
         learning_rate=config.learning_rate,
         seed=config.seed,
-        options=options,
+        options=partial(options_at, config),
     )
 
 

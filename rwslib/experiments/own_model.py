@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from rwslib import data
 from rwslib.experiments.common import check_common, require, require_int
 
-# what needs nothing but the four functions of a model: no path derivative, no relaxation, no further network
-OWN_MODEL_METHODS = ("ws", "ww", "wws", "tvo", "reinforce", "vimco")
+OFFERS = ("one_kind",)  # to methods: no path derivative, no relaxation, no further network
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class OwnModelConfig:
     """One cell of chapter 5: a method and a number of particles, and what all its cells share.
 
     Attributes:
-        method: a name in ``OWN_MODEL_METHODS``.
+        method: a name in ``rwslib.methods.usable(*OFFERS)``.
         num_particles: K.
         dataset: "digits" or "mnist", see ``rwslib.data``.
         num_latents: bits of the top layer and of the one below.
@@ -41,9 +40,7 @@ class OwnModelConfig:
     seed: int
 
     def __post_init__(self):
-        allowed = f"one of {list(OWN_MODEL_METHODS)}"
-        require(self.method in OWN_MODEL_METHODS, "method", allowed, self.method)
-        check_common(self)
+        check_common(self, *OFFERS)
         require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         two = isinstance(self.num_latents, list) and len(self.num_latents) == 2
         require(two, "num_latents", "a list of two whole numbers", self.num_latents)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from rwslib import data
 from rwslib.cpu import why_not_compile
 from rwslib.evaluation import active_units, importance_estimates
-from rwslib.experiments.common import check_common, require, require_int, require_number
+from rwslib.experiments.common import check_common, options_at, require, require_int
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
 from rwslib.optimizers import Optimizer, adam
 from rwslib.training import COMPILE_FROM, Problem, Trainer
 
-VAE_METHODS = ("iwae", "vae", "ww", "ws", "wws", "dreg", "rws_dreg", "stl", "reinforce", "vimco", "tvo")
+OFFERS = ("reparameterisable", "one_kind")  # to methods
 PAPER_STAGES = 8
 CURVE_IMAGES = 500
 CURVE_PARTICLES = 64  # of the test curve, the same for every K so that runs compare
@@ -30,7 +30,7 @@ class VAEConfig:
     """One run of the continuous model; its fields are its identity.
 
     Attributes:
-        method: a name in ``VAE_METHODS``.
+        method: a name in ``rwslib.methods.usable(*OFFERS)``.
         num_particles: the number K of particles.
         dataset: "mnist" or "digits", see ``rwslib.data``.
         num_stages: stage i = 0, 1, ... has 3**i epochs; the paper's 8 stages are 3 280 epochs.
@@ -58,8 +58,7 @@ class VAEConfig:
     experiment: str = "vae"
 
     def __post_init__(self):
-        require(self.method in VAE_METHODS, "method", f"one of {list(VAE_METHODS)}", self.method)
-        check_common(self)
+        check_common(self, *OFFERS)
         require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
         require_int("num_stages", self.num_stages, 1)
         require(self.num_stages <= PAPER_STAGES, "num_stages", f"at most {PAPER_STAGES}", self.num_stages)
@@ -70,13 +69,6 @@ class VAEConfig:
             "'float32' or 'bfloat16'",
             self.precision,
         )
-        if self.method == "wws":
-            object.__setattr__(self, "wake_weight", 0.5 if self.wake_weight is None else self.wake_weight)
-            require_number("wake_weight", self.wake_weight, 0, 1)
-        else:
-            require(
-                self.wake_weight is None, "wake_weight", f"None for method {self.method!r}", self.wake_weight
-            )
 
     @property
     def num_epochs(self) -> int:
@@ -161,7 +153,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         seed=config.seed,
         epoch=(len(train), config.batch_size),
         optimizer=Optimizer(partial(adam, eps=1e-4)),
-        options=lambda progress: {} if config.wake_weight is None else {"wake_weight": config.wake_weight},
+        options=partial(options_at, config),
         finish=finish,
         extensible=("num_stages", "eval_particles"),
     )

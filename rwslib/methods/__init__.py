@@ -1,0 +1,313 @@
+r"""One function per learning method, and the table of all of them.
+
+A method draws particles with the generative model ``p``, the inference network ``q`` and a noise
+source, hands log-densities to an estimator, and returns the surrogate loss ``[B]`` whose gradient
+is the method's estimator for theta and phi together.  One backward pass serves every method.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from rwslib.methods.ablations import concrete_2018, dww_wrong_density, vimco_air2018, vimco_no_log_k
+from rwslib.methods.pathwise import dreg, iwae, rws_dreg, stl, vae
+from rwslib.methods.relaxed import (
+    RebarControlVariate,
+    concrete,
+    concrete_log_prob,
+    conditional_gumbel,
+    rebar,
+    relax,
+)
+from rwslib.methods.score_function import nvil, reinforce, tvo, vimco
+from rwslib.methods.wake_sleep import defensive_wake_wake, wake_sleep, wake_wake, wake_wake_sleep
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Option",
+    "RebarControlVariate",
+    "concrete",
+    "concrete_2018",
+    "concrete_log_prob",
+    "conditional_gumbel",
+    "defensive_wake_wake",
+    "dreg",
+    "dww_wrong_density",
+    "iwae",
+    "nvil",
+    "rebar",
+    "reinforce",
+    "relax",
+    "rws_dreg",
+    "stl",
+    "tvo",
+    "usable",
+    "vae",
+    "vimco",
+    "vimco_air2018",
+    "vimco_no_log_k",
+    "wake_sleep",
+    "wake_wake",
+    "wake_wake_sleep",
+]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a run may set of a method beside the number of particles.
+
+    Attributes:
+        default: of the function.
+        low: numbers must be above it.
+        high: numbers must be below it.
+        choices: all allowed values, where they are no numbers.
+        start: a run goes linearly from this at its first iteration to ``default`` at its last, and sets a
+            pair; None for one value from first to last.
+    """
+
+    default: Any
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[Any, ...] = ()
+    start: float | None = None
+
+    @property
+    def of_run(self) -> Any:
+        """The value, or the pair, of a run that sets none."""
+        return self.default if self.start is None else (self.start, self.default)
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ``ValueError`` with one sentence unless a run may set the option, called name, to value."""
+        if self.choices:
+            fits = type(value) in map(type, self.choices) and value in self.choices
+            allowed = " or ".join(
+                "true or false" if c is True else repr(c) for c in self.choices if c is not False
+            )
+        else:
+            limits = (
+                f"above {self.low:g}" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
+            )
+            fits, allowed = self._within(value), f"a number {limits}"
+            if isinstance(self.of_run, tuple):
+                several = isinstance(value, list | tuple) and (self.start is None or len(value) == 2)
+                fits = several and all(map(self._within, value))
+                allowed = f"{'a list' if self.start is None else 'a pair (first, last)'} of numbers {limits}"
+        if not fits:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+    def _within(self, value: Any) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low < value < self.high
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table: all that anything outside must know of a method.
+
+    Attributes:
+        title: the name that figures and tables show.
+        function: the method itself.
+        reference: citation key in ``book/references.bib``.
+        cost: what one step draws and evaluates, a datum.
+        style: colour and line style in figures; None is chosen by the order in the table.
+        follows: whose gradient phi's expectation is, or is after: ``"bound"`` (of K particles), ``"ELBO"``,
+            ``"KL(p, q)"`` (minus the divergence from the posterior), ``"dreams"`` (data of the model) or
+            ``"own"``.
+        latent: ``"any"``, ``"categorical"`` (one, or a vector of independent ones given x) or
+            ``"reparameterisable"``.
+        needs: what else the model must have: ``"sample_defensive"``, a function of p; ``"one_kind"``,
+            latents of which not only some have a path derivative.
+        min_particles: smallest K at which the method is defined.
+        options: keyword arguments a run may set.
+        control_variate: None, ``"regression"`` (trained inside the loss) or ``"variance"`` (trained
+            to minimise the variance of phi's gradient).
+        ablation: a mistake reproduced on purpose, or None.
+    """
+
+    title: str
+    function: Callable[..., Tensor]
+    reference: str
+    cost: str
+    style: tuple[str, Any] | None = None
+    follows: str = "bound"
+    latent: str = "any"
+    needs: tuple[str, ...] = ()
+    min_particles: int = 1
+    options: Mapping[str, Option] = field(default_factory=dict)
+    control_variate: str | None = None
+    ablation: str | None = None
+
+
+def usable(*offers: str) -> list[str]:
+    """Names of the methods for a model that has the functions which all need, and what it offers beside.
+
+    Args:
+        *offers: kinds of latents, what ``Method.needs`` names, and ``"control_variate"``, a network for
+            each method that has one.
+    """
+
+    def needs(method: Method) -> set[str]:
+        control_variate = ("control_variate",) * bool(method.control_variate)
+        return {"any", method.latent, *method.needs, *control_variate}
+
+    return [name for name, method in METHODS.items() if needs(method) <= {"any", *offers}]
+
+
+# Okabe and Ito's palette, safe for colour-blind readers; bound-based methods are dashed, as in the paper.
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_BLUE, _RED, _PINK, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+_DELTA = {"delta": Option(0.2, 0, 1)}
+_TEMPERATURE = {"temperature": Option(0.5, 0, start=3.0)}
+_K = "K samples of q; K evaluations of p and q"
+_2K = "2K samples of q, K of r; 2K evaluations of p, 3K of q"
+_DREAMS = "K samples of q, K of p; K evaluations of p, 2K of q"
+_PATH = "K samples of q; 2K evaluations of p and q"
+_RELAXED = "K relaxed samples; every branch of p"
+METHODS = {
+    "ws": Method("WS", wake_sleep, "hinton1995wake", _DREAMS, (_GREEN, "-"), follows="dreams"),
+    "ww": Method(
+        "WW",
+        wake_wake,
+        "bornschein2015reweighted",
+        _K,
+        (_BLUE, "-"),
+        follows="KL(p, q)",
+        options={"center_weights": Option(False, choices=(True, False))},
+    ),
+    "wws": Method(
+        "WWS",
+        wake_wake_sleep,
+        "bornschein2015reweighted",
+        _DREAMS,
+        (_SKY, "-"),
+        follows="dreams",
+        options={"wake_weight": Option(0.5, 0, 1)},
+    ),
+    "dww": Method(
+        "δ-WW",
+        defensive_wake_wake,
+        "hesterberg1995weighted",
+        _2K,
+        (_RED, "-"),
+        follows="KL(p, q)",
+        needs=("sample_defensive",),
+        options=_DELTA,
+    ),
+    "vae": Method(
+        "VAE", vae, "kingma2014auto", _K, (_GREY, "--"), follows="ELBO", latent="reparameterisable"
+    ),
+    "iwae": Method("IWAE", iwae, "burda2016importance", _K, (_BLACK, "-"), latent="reparameterisable"),
+    "stl": Method("STL", stl, "roeder2017sticking", _PATH, (_ORANGE, "-."), latent="reparameterisable"),
+    "dreg": Method("DReG", dreg, "tucker2019doubly", _PATH, (_PINK, "-."), latent="reparameterisable"),
+    "rws_dreg": Method(
+        "RWS-DReG",
+        rws_dreg,
+        "tucker2019doubly",
+        _PATH,
+        (_BLUE, "-."),
+        follows="KL(p, q)",
+        latent="reparameterisable",
+        min_particles=2,
+    ),
+    "tvo": Method(
+        "TVO",
+        tvo,
+        "masrani2019thermodynamic",
+        _K,
+        (_SKY, "-."),
+        follows="own",
+        needs=("one_kind",),
+        min_particles=2,
+        options={"partition": Option((0.0, 0.03, 0.1, 0.3, 1.0))},
+    ),
+    "reinforce": Method("REINFORCE", reinforce, "williams1992simple", _K, (_ORANGE, "--")),
+    "nvil": Method(
+        "NVIL",
+        nvil,
+        "mnih2014neural",
+        f"{_K}, one of the baseline",
+        (_ORANGE, ":"),
+        control_variate="regression",
+    ),
+    "vimco": Method(
+        "VIMCO",
+        vimco,
+        "mnih2016variational",
+        _K,
+        (_BLACK, "--"),
+        min_particles=2,
+        options={"mean": Option("geometric", choices=("geometric", "arithmetic"))},
+    ),
+    "concrete": Method(
+        "Concrete",
+        concrete,
+        "maddison2017concrete",
+        _RELAXED,
+        (_SKY, "--"),
+        latent="categorical",
+        options=_TEMPERATURE,
+    ),
+    "rebar": Method(
+        "REBAR",
+        rebar,
+        "tucker2017rebar",
+        f"{_K}, 3K relaxed ones; gradient of a gradient",
+        (_PINK, ":"),
+        latent="categorical",
+        control_variate="variance",
+    ),
+    "relax": Method(
+        "RELAX",
+        relax,
+        "grathwohl2018backpropagation",
+        f"{_K}, 3K of c; gradient of a gradient",
+        (_PINK, "--"),
+        latent="categorical",
+        control_variate="variance",
+    ),
+    "vimco_no_log_k": Method(
+        "VIMCO without log K",
+        vimco_no_log_k,
+        "mnih2016variational",
+        _K,
+        (_GREY, ":"),
+        needs=("one_kind",),
+        min_particles=2,
+        ablation="the baseline lacks its log K",
+    ),
+    "vimco_air2018": Method(
+        "VIMCO, AIR 2018",
+        vimco_air2018,
+        "mnih2016variational",
+        _K,
+        (_BLACK, ":"),
+        min_particles=2,
+        ablation="the signal is the particle's own log-weight, and the mean over particles",
+    ),
+    "dww_wrong_density": Method(
+        "δ-WW, wrong density",
+        dww_wrong_density,
+        "hesterberg1995weighted",
+        _2K,
+        (_GREY, "-."),
+        follows="KL(p, q)",
+        needs=("sample_defensive", "one_kind"),
+        options=_DELTA,
+        ablation="the mixture density is taken at another point than the particle",
+    ),
+    "concrete_2018": Method(
+        "Concrete, 2018",
+        concrete_2018,
+        "maddison2017concrete",
+        _RELAXED,
+        (_SKY, ":"),
+        latent="categorical",
+        options=_TEMPERATURE,
+        ablation="the prior is a mass at the arg max, and q a density on the simplex",
+    ),
+}
+"""Every method by the name that configurations, grids and notebooks use."""
