@@ -161,6 +161,6 @@ def bar_film(films: dict[str, np.ndarray], truth: np.ndarray, caption: str, seco
         f" onkeydown=\"if (event.key === 'Enter') {{ {toggle} }}\">"
         f'<svg viewBox="0 0 {total_width} {total_height}" role="img" aria-label="{caption}" onload="{still}"'
         f' style="width:100%;max-width:{1.4 * total_width:.0f}px">{"".join(parts)}</svg>'
-        f"<figcaption>{caption}. Bar heights are square roots of probabilities; orange lines are the truth."
-        " Click, or press Enter, to stop or go on.</figcaption></figure>"
+        f"<figcaption>{caption}. <span class='film-how'>Bar heights are square roots of probabilities;"
+        " orange lines are the truth. Click, or press Enter, to stop or go on.</span></figcaption></figure>"
     )

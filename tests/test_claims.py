@@ -12,6 +12,7 @@ from rwslib.claims import (
     air_claims,
     general_claims,
     gmm_claims,
+    headline,
     lead,
     more_defence,
     more_particles,
@@ -309,13 +310,26 @@ def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
     runs["vimco", 20] = record(0.22)
     runs["relax", 20] = runs["relax", 5]
     assert more_particles(runs).splitlines() == [
-        "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
-        "From 2 to 20 particles the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
+        "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete; "
+        "the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
         "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO, "
-        "is the same under RELAX.",
-        "From 5 to 20 particles the inference network ends worse under REINFORCE and Concrete, "
+        "is the same under RELAX; the inference network ends worse under REINFORCE and Concrete, "
         "ends better under VIMCO, is the same under RELAX.",
     ]
+
+
+def test_the_finding_of_the_first_page_takes_its_numbers_and_its_direction_from_the_records():
+    runs = as_the_paper_says()
+    runs |= {("ww", 20): record(0.02), ("vimco", 20): record(0.05), ("ww", 2): record(0.5, support=6)}
+    assert headline(runs) == (
+        "With 20 particles, wake-wake (WW) learns the mixture to an error of 0.020 and VIMCO to 0.050, and "
+        "WW's inference network ends 2.5 times closer to the posterior; with 2, WW keeps 6 of the 20 "
+        "categories, VIMCO 17, and δ-WW 20."
+    )
+    runs["ww", 20] = record(0.1)
+    assert "ends 2.0 times farther from the posterior" in headline(runs)
+    del runs["dww", 2]
+    assert headline(runs) == headline({}) == ""
 
 
 def test_nothing_is_said_where_there_is_nothing_to_compare():

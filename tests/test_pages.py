@@ -134,6 +134,36 @@ def test_every_chapter_has_one_finding_for_the_first_page():
         assert all(re.fullmatch(r"- .*\.", line) for line in found.splitlines()), found
 
 
+def test_the_first_page_tells_what_was_found_before_it_explains():
+    page = (ROOT / "book/intro.md").read_text()
+    order = [
+        "arxiv.org/abs/1805.10469",
+        *(f"<!-- generated: {name} -->" for name in ("headline", "film", "cards")),
+    ]
+    order += [
+        "(playground.md)",
+        "01_background.ipynb)",
+        "(claims.md)",
+        "05_your_own_model.ipynb)",
+        "## The paper",
+    ]
+    places = [page.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_the_finding_the_film_and_the_cards_come_from_the_chapters():
+    notebooks = [ROOT / f"notebooks/{name}.ipynb" for name in CHAPTERS]
+    said = generate_pages.headline(notebooks[0])
+    assert re.match(r"With 20 particles, wake-wake \(WW\) learns .* an error of 0\.00\d ", said)
+    film = generate_pages.displayed(notebooks[0], "film", "text/html")
+    assert all(f">{title}</text>" in film for title in ("WW", "δ-WW", "VIMCO"))
+    found = generate_pages.cards(notebooks)
+    assert found.count('class="claim-bar"') == found.count("landing-card") == len(notebooks) == 3
+    for notebook in notebooks:
+        last = generate_pages.finding(notebook).splitlines()[-1].removeprefix("- ")
+        assert f"notebooks/{notebook.name})" in found and last in found
+
+
 def test_the_machines_of_the_records_are_counted():
     said = generate_pages.machines()
     counts = [int(count) for count in re.findall(r"(\d+) records on ", said)]

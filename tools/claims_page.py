@@ -27,6 +27,14 @@ GROUPS = {  # by the start of a claim's name: the notebook that shows it, and th
 }
 CHAPTERS = [notebook for notebook in (row[0] for row in GROUPS.values()) if notebook]
 COLOURS = dict(zip(VERDICTS, ("success", "success", "warning", "danger", "secondary", "muted"), strict=True))
+SAID = {  # of one claim, and of several
+    "holds": ("holds", "hold"),
+    "holds where decided": ("holds where decided", "hold where decided"),
+    "split": ("is split", "are split"),
+    "fails": ("fails", "fail"),
+    "open": ("is open", "are open"),
+    "not run": ("was not run", "were not run"),
+}
 WORDS = {"agrees": "agree", "tie": "tie", "open": "open", "contradicts": "contradict"}  # below a bar
 Entry = dict[str, Any]  # a claim as `rwslib.claims.export` writes it
 
@@ -156,11 +164,17 @@ def summary(claims: Mapping[str, Entry]) -> str:
     return f"{table(['claims about', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
 
 
+def counts_of(name: str, count: int) -> str:
+    """So many claims with one verdict, in words: "2 hold", "1 is split"."""
+    one, many = SAID[name]
+    return f"{count} {one if count == 1 else many}"
+
+
 def chapter_bar(notebook: Path) -> str:
     """The head of a chapter: the bar of all its effects, and its claims by verdict."""
     claims = chapter_claims(notebook)["claims"]
     verdicts = Counter(entry["verdict"] for entry in claims.values())
-    counted = listed(f"{verdicts[name]} {name}" for name in VERDICTS if verdicts[name])
+    counted = listed(counts_of(name, verdicts[name]) for name in VERDICTS if verdicts[name])
     section = label(group_of(next(iter(claims))))
     return (
         f'<div class="claim-head">{bar(sides(claims.values()))}</div>\n\n'

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 from claims_page import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
 from compare_methods import comparison
-from markup import table, text
+from markup import minus, table, text
 
 from rwslib import records
 from rwslib.claims import listed
@@ -248,11 +248,40 @@ def put(path: Path, name: str, generate: Callable[[], str]) -> None:
         path.write_text(source.replace(marker, generate()), encoding="utf-8")
 
 
+def displayed(notebook: Path, tag: str, kind: str) -> str:
+    """What the one cell with a tag displayed, in one of its formats."""
+    (cell,) = (c for c in cells(notebook) if tag in c.metadata.get("tags", []))
+    (shown,) = (output["data"][kind] for output in cell.outputs if "data" in output)
+    return shown
+
+
 def finding(notebook: Path) -> str:
     """What the notebook's cell of findings displayed, as a list."""
-    (cell,) = (c for c in cells(notebook) if "finding" in c.metadata.get("tags", []))
-    (shown,) = (output["data"]["text/markdown"] for output in cell.outputs if "data" in output)
-    return "\n".join(f"- {line.removeprefix('- ')}" for line in shown.splitlines())
+    lines = displayed(notebook, "finding", "text/markdown").splitlines()
+    return minus("\n".join(f"- {line.removeprefix('- ')}" for line in lines))
+
+
+def headline(notebook: Path) -> str:
+    """The first finding of a chapter, as a sentence."""
+    return finding(notebook).splitlines()[0].removeprefix("- ")
+
+
+def cards(notebooks: Sequence[Path]) -> str:
+    """One card a chapter: what it is about, the bar and the verdicts of its claims, its last finding."""
+    parts = []
+    for notebook in notebooks:
+        title = EXPERIMENTS[notebook.stem.split("_")[1]]
+        last = finding(notebook).splitlines()[-1].removeprefix("- ")
+        parts += [
+            ":::{div} landing-card",
+            f"[**{title[0].upper()}{title[1:]}**](../notebooks/{notebook.name})",
+            "",
+            chapter_bar(notebook),
+            "",
+            f"<p class='landing-more'>{last}</p>",
+            ":::",
+        ]
+    return "\n".join(parts)
 
 
 def percent(fraction: float | None) -> str:
@@ -276,6 +305,9 @@ def main() -> None:
         ("rerun.md", "times", times_table),
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
         ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
+        ("intro.md", "headline", partial(headline, notebook)),
+        ("intro.md", "film", partial(displayed, notebook, "film", "text/html")),
+        ("intro.md", "cards", partial(cards, [notebook, *others])),
         *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in (notebook, *others)),
         ("intro.md", "verdicts", lambda: first_page(folder.parent)),
         ("reproducibility.md", "machines", machines),

@@ -12,7 +12,7 @@ from rwslib.claims.gmm import gmm_claims
 from rwslib.claims.reasons import Reason
 from rwslib.claims.rules import VERDICTS, Claim, Rule, judge, verdict
 from rwslib.claims.vae import vae_claims
-from rwslib.claims.words import lead, more_defence, more_particles
+from rwslib.claims.words import headline, lead, more_defence, more_particles
 
 __all__ = [
     "CARRIED",
@@ -32,6 +32,7 @@ __all__ = [
     "finding",
     "general_claims",
     "gmm_claims",
+    "headline",
     "in_words",
     "judge",
     "lead",

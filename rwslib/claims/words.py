@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from rwslib.claims.effects import Effect, Effects, Evidence, Runs, in_words, listed, title
 from rwslib.claims.gmm import BOUND_METHODS
+from rwslib.models.gmm import NUM_CATEGORIES
 from rwslib.records import RunRecord
 
 GMM_ERRORS = {"error of p": "model", "error of q": "inference network"}
@@ -30,6 +33,30 @@ def with_ends(effect: Effect, digits: int) -> str:
     return f"{value} ({low} to {high})"
 
 
+def headline(runs: Runs) -> str:
+    """What WW, δ-WW and VIMCO do to the mixture with many particles and with few; nothing without their runs.
+
+    Medians over the replicates.
+    """
+    Ks = Evidence(runs).particles
+    if not Ks or any(not runs.get((m, K)) for m in ("ww", "dww", "vimco") for K in (Ks[0], Ks[-1])):
+        return ""
+    few, many = Ks[0], Ks[-1]
+
+    def median(metric: str, method: str, K: int) -> float:
+        return float(np.median(runs[method, K].metrics[f"{metric}_final"]))
+
+    models = [f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco")]
+    ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
+    times = f"{ratio:.1f} times closer to" if ratio > 1 else f"{1 / ratio:.1f} times farther from"
+    kept = [f"{median('support_size', method, few):.0f}" for method in ("ww", "vimco", "dww")]
+    return (
+        f"With {many} particles, wake-wake (WW) learns the mixture to an error of {models[0]} and VIMCO "
+        f"to {models[1]}, and WW's inference network ends {times} the posterior; with {few}, WW keeps "
+        f"{kept[0]} of the {NUM_CATEGORIES} categories, VIMCO {kept[1]}, and δ-WW {kept[2]}."
+    )
+
+
 def more_particles(runs: Runs) -> str:
     """What more particles do to the mixture under the methods that climb the bound, one sentence per line.
 
@@ -41,10 +68,11 @@ def more_particles(runs: Runs) -> str:
     Ks = [K for K in evidence.particles if methods and all((m, K) in evidence.runs for m in methods)]
     lines = []
     for few in Ks[:-1][:2]:
+        parts = []
         for quantity, name in GMM_ERRORS.items():
             rises = [(title(m), evidence.effect("", quantity, (m, Ks[-1]), (m, few))) for m in methods]
-            found = grouped(rises, "ends worse", "ends better", "under")
-            lines.append(f"From {few} to {Ks[-1]} particles the {name} {found}.")
+            parts.append(f"the {name} {grouped(rises, 'ends worse', 'ends better', 'under')}")
+        lines.append(f"From {few} to {Ks[-1]} particles {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
