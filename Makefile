@@ -74,10 +74,10 @@ reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make thei
 		--results-dir "$(REPRODUCED)" $(ARGS)
 
 drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a notebook's parameters
-	$(PY) tools/drill.py --write book/results/drill.json
+	$(PY) tests/drill.py --write book/results/drill.json
 
 drill-slurm: $(SWEEP_STAMP)  ## disturb a sweep on a real Slurm, started for this on one machine (needs slurm-wlm, munge)
-	$(PY) tools/drill_slurm.py --write book/results/drill-slurm.json
+	$(PY) tests/drill_slurm.py --write book/results/drill-slurm.json
 
 test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs, twice
 	$(PYTEST)
@@ -91,7 +91,7 @@ test-fast: $(STAMP)  ## the unit tests that are not marked slow
 lint: $(STAMP)  ## check style, format and spelling, notebooks included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(BIN)/codespell *.md .github book notebooks rwslib tests tools workflow
+	$(BIN)/codespell *.md .github benchmarks book notebooks rwslib tests tools workflow
 
 format: $(STAMP)  ## repair style and format where it can be done automatically
 	$(PY) -m ruff check --fix .
@@ -106,11 +106,11 @@ serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for a
 	$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet machine (ARGS="--only air" for a part)
-	$(PY) tools/bench.py $(ARGS) --write book/results/benchmark.json
+	$(PY) benchmarks/bench.py $(ARGS) --write book/results/benchmark.json
 
 clean:  ## remove the built book and the caches; keep .venv and results
 	rm -rf _build tools/site_checks/node_modules .pytest_cache .ruff_cache .hypothesis
-	find rwslib tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find benchmarks rwslib tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv too
 	rm -rf .venv *.egg-info

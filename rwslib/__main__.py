@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rwslib import files, inspection, records
+from rwslib import files, records
+from rwslib.commands import inspection
 
 
 def data_command(arguments: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def _need_checkout(command: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Execute a notebook with other parameters, and make a page of it."""
     _need_checkout("run")
-    from rwslib import rerun
+    from rwslib.commands import rerun
 
     notebook = rerun.find(arguments.notebook)
     if arguments.help_parameters:
@@ -57,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train what a grid asks for and no record holds; several processes may share one grid."""
-    from rwslib.cpu import check_device
-    from rwslib.sweep import configurations, is_stored
+    from rwslib.commands.sweep import configurations, is_stored
+    from rwslib.training.acceleration import check_device
 
     device, store = check_device(arguments.device, here=False), records.results_store(arguments.results_dir)
     waiting = [config for config in configurations(arguments.grid) if not is_stored(config, store)]
@@ -112,7 +113,7 @@ def exit_when_terminated() -> Iterator[None]:
 def sweep(arguments: argparse.Namespace) -> None:
     """Train and execute, on several cores or a cluster, what grids ask for and the store does not have."""
     _need_checkout("sweep")
-    from rwslib.sweep import sweep
+    from rwslib.commands.sweep import sweep
 
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores must be at least 1, got {arguments.cores}")

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from rwslib import data, records
-from rwslib.cpu import single_thread
 from rwslib.experiments import air, configuration, gmm, vae
 from rwslib.noise import Noise
 from rwslib.training import Trainer
+from rwslib.training.acceleration import single_thread
 
 FILE = Path(__file__).with_name("golden.json")
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from rwslib import training
 from rwslib.experiments import run, stored
-from rwslib.training import Trainer
+from rwslib.training import Trainer, trainer
 
 
 def assert_same_run(left, right):
@@ -44,7 +43,7 @@ def assert_resumes(config, iteration, folder, monkeypatch):
         log(trainer)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+        patched.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
         patched.setattr(Trainer, "log", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config, folder / "interrupted")

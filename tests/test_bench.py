@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
-from rwslib import data, sweep, training
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import bench
 import generate_pages
+import pytest
+
+from rwslib import data
+from rwslib.commands import sweep
+from rwslib.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +21,7 @@ def written(tmp_path, monkeypatch, capsys):
     """Run sections of the benchmark, small and uncompiled; returns the file's path."""
     scenes = data.scenes
     monkeypatch.setattr(data, "scenes", lambda name, split: scenes(name, split, 64))
-    monkeypatch.setattr(training, "COMPILE_FROM", 10**9)
+    monkeypatch.setattr(trainer, "COMPILE_FROM", 10**9)
     monkeypatch.setattr(bench, "can_compile", lambda: False)
     for name, value in {"EVALUATED_IMAGES": 20, "EVALUATED_PARTICLES": 50}.items():
         monkeypatch.setattr(bench, name, value)

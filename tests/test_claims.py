@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rwslib import estimators
-from rwslib.claims import (
+from rwslib.records import RunRecord
+from rwslib.report.claims import (
     Effect,
     Evidence,
     air_claims,
@@ -19,7 +20,6 @@ from rwslib.claims import (
     vae_claims,
     without_failures,
 )
-from rwslib.records import RunRecord
 
 
 def an_effect(value, low, high, smallest=0.0):

@@ -14,16 +14,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import drill
 import nbformat
 import numpy as np
 import pytest
 
 from rwslib import __main__ as cli
-from rwslib import experiments, records, rerun
+from rwslib import experiments, records
+from rwslib.commands import rerun
 from rwslib.experiments import GMMConfig, run
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import drill
 
 CONFIG = GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5)
 GRID = (

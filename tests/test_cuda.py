@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rwslib import cuda
-from rwslib.cuda import Captured, graph_length
 from rwslib.experiments import air, gmm, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
 from rwslib.experiments.vae import VAEConfig
-from rwslib.training import Trainer
+from rwslib.training import Trainer, acceleration
+from rwslib.training.acceleration import Captured, graph_length
 
 
 class StandIn:
@@ -44,7 +43,7 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     found = StandIn()
-    monkeypatch.setattr(cuda, "torch", SimpleNamespace(cuda=found))
+    monkeypatch.setattr(acceleration, "torch", SimpleNamespace(**vars(torch) | {"cuda": found}))
     return found
 
 

@@ -9,11 +9,11 @@ from torch import distributions as D
 from toys import GaussianModel, GaussianNetwork
 
 from rwslib import estimators, evaluation
-from rwslib.cpu import can_compile
 from rwslib.estimators import reinforce_loss, vimco_loss, wake_phi_loss
 from rwslib.models import gmm
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise
+from rwslib.training.acceleration import can_compile
 
 
 @pytest.fixture

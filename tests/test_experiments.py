@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from rwslib import __main__ as cli
-from rwslib import records, sweep
+from rwslib import records
+from rwslib.commands import sweep
 from rwslib.experiments import CONFIGS, AIRConfig, GMMConfig, VAEConfig, configuration, modules, run, vae
 from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import METHODS

@@ -94,7 +94,8 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
         "- {experiment: gmm, method: θ, num_particles: 2}\n", encoding="utf-8"
     )
     script = (
-        "import locale, sys; from pathlib import Path; from rwslib import __main__ as cli, rerun, sweep\n"
+        "import locale, sys; from pathlib import Path; from rwslib import __main__ as cli\n"
+        "from rwslib.commands import rerun, sweep\n"
         "assert locale.getpreferredencoding(False) == 'ANSI_X3.4-1968'\n"
         "folder = Path(sys.argv[1])\n"
         "assert rerun.read_mapping(folder / 'values.yaml') == {'text': '\\u03b8 \\xe9'}\n"
@@ -114,7 +115,7 @@ def test_text_is_utf8_whatever_the_locale(tmp_path):
 def test_no_text_is_read_or_written_in_the_locales_encoding():
     """``json`` and ``yaml`` find UTF-8 in bytes by themselves."""
     found = []
-    for folder in ("rwslib", "tools", "workflow"):
+    for folder in ("benchmarks", "rwslib", "tools", "workflow"):
         for path in (ROOT / folder).rglob("*.py"):
             for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 name = getattr(call, "func", None)

@@ -14,7 +14,7 @@ import golden
 import numpy as np
 import pytest
 
-from rwslib.cpu import can_compile
+from rwslib.training.acceleration import can_compile
 
 KEPT = json.loads(golden.FILE.read_text())
 # Relative to the length of the array.  The plainest kernels differ from those for AVX2 by 2e-7, 2e-5, 1e-3

@@ -2,20 +2,18 @@
 
 import html
 import re
-import sys
 from pathlib import Path
 from shutil import copytree
 
+import build_book
+import colab_cell
 import nbformat
 import papermill
 import pytest
 from pybtex.database import parse_string
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
-import build_book  # noqa: E402
-import colab_cell  # noqa: E402
 
 URL = "https://github.com/someone/book"
 

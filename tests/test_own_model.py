@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from rwslib.cpu import can_compile
 from rwslib.estimators import log_evidence
 from rwslib.experiments.own_model import OFFERS, OwnModelConfig
 from rwslib.methods import METHODS, usable
 from rwslib.noise import Noise
 from rwslib.training import Problem, Trainer
+from rwslib.training.acceleration import can_compile
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks/05_your_own_model.ipynb"
 SIZES = (2, 3, 4)  # bits of the top and of the bottom layer, and pixels

@@ -1,22 +1,20 @@
 """What the book's pages say about the code is so."""
 
 import re
-import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
+import build_book
+import generate_pages
 import nbformat
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import build_book
-import generate_pages
-from claims_page import CHAPTERS
 from glossary_links import glossary_terms, link_terms
 
-from rwslib import plotting, records
+from rwslib import records
 from rwslib.methods import METHODS
+from rwslib.report import plotting
+from rwslib.report.ledger import CHAPTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 BIBLIOGRAPHY = (ROOT / "book/references.bib").read_text()

@@ -13,10 +13,11 @@ import torch
 from browser import CHROMIUM, NODE, needs_chromium, needs_node
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from rwslib import estimators, methods, plotting
+from rwslib import estimators, methods
 from rwslib.models.gmm import GMM, InferenceNetwork
 from rwslib.noise import Noise, Tape
-from rwslib.optimizers import adam
+from rwslib.report import plotting
+from rwslib.training.optimizers import adam
 
 ROOT = Path(__file__).resolve().parent.parent
 STATIC = ROOT / "book/_static"

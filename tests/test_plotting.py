@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from rwslib import plotting
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord
+from rwslib.report import plotting
 
 
 def test_every_method_has_its_own_style():

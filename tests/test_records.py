@@ -12,7 +12,8 @@ import pytest
 from others import bound_by_modes, shared  # noqa: F401
 from safetensors.numpy import load_file, save_file
 
-from rwslib import files, inspection, records
+from rwslib import files, records
+from rwslib.commands import inspection
 from rwslib.experiments import GMMConfig, gmm, run, stored
 from rwslib.records import RunRecord, training_time
 from rwslib.training import Trainer

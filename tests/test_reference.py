@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import sys
 from io import StringIO
 from pathlib import Path
 from shutil import copytree
@@ -10,12 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from reference import claim_links, entry_of
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
 
-from reference import claim_links, entry_of  # noqa: E402
 
 PAGES = "\n".join(path.read_text() for path in (ROOT / "book/api").glob("*.md"))
 MODULES = re.findall(r"^\.\. automodule:: (\S+)$", PAGES, re.MULTILINE)
@@ -66,6 +64,7 @@ ENTRIES = {
         "rwslib.methods.wake_wake": "function",
         "rwslib.experiments.run": "function",
         "rwslib.records.load": "function",
+        "rwslib.data": "module",
         "rwslib.data.load": "function",
         "rwslib.models.gmm.GMM.sample": "method",
     }.items()
@@ -78,8 +77,8 @@ ENTRIES = {
         ("vimco_loss", "rwslib.estimators.vimco_loss"),
         ("estimators.vimco_loss(log_p, log_q)", "rwslib.estimators.vimco_loss"),
         ("rwslib.training.Trainer", "rwslib.training.Trainer"),
-        ("rwslib/training.py", "rwslib.training"),
-        ("training.py", "rwslib.training"),
+        ("rwslib/data.py", "rwslib.data"),
+        ("data.py", "rwslib.data"),
         ("ww", "rwslib.methods.wake_wake"),  # a name of the table of methods
         ("data.load", "rwslib.data.load"),
         ("load", None),  # two have it

@@ -10,18 +10,17 @@ import time
 import types
 from pathlib import Path
 
+import drill
+import drill_slurm
+import generate_pages
 import numpy as np
 import pytest
 import yaml
 
 from rwslib import __main__ as cli
-from rwslib import records, rerun, sweep
+from rwslib import records
+from rwslib.commands import rerun, sweep
 from rwslib.experiments import GMMConfig, run
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import drill
-import drill_slurm
-import generate_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "num_iterations: 4, num_runs: 2, batch_size: 5"

@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from toys import GaussianModel, GaussianNetwork
 
-from rwslib import records, training
-from rwslib.cpu import can_compile
+from rwslib import records
 from rwslib.experiments import GMMConfig, gmm, run
 from rwslib.methods import METHODS
 from rwslib.methods.wake_sleep import wake_theta
 from rwslib.noise import Tape
-from rwslib.optimizers import adam
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
+from rwslib.training import trainer as trainer_module
+from rwslib.training.acceleration import can_compile
+from rwslib.training.optimizers import adam
 
 CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
 
@@ -185,7 +186,7 @@ def test_an_interrupted_run_writes_a_checkpoint_on_its_way_out(
     name, at, ending, iteration, tmp_path, monkeypatch
 ):
     """Wherever it is at that moment; it ends with the numbers of an undisturbed one."""
-    monkeypatch.setattr(training, "NOISE_BLOCK", 1)  # so a block is one step
+    monkeypatch.setattr(trainer_module, "NOISE_BLOCK", 1)  # so a block is one step
     problem = replace(gmm.problem(small("ww")), num_iterations=15, log_every=5)
     stopped = Trainer(problem, range(2))
     owner = stopped if hasattr(stopped, name) else stopped.problem
@@ -215,7 +216,7 @@ def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(tmp_path):
 def test_a_killed_run_goes_on_and_ends_with_the_same_record(tmp_path):
     config = small("ww", num_iterations=1500, num_runs=2)
     script = (
-        "import sys; from rwslib import training; training.CHECKPOINT_SECONDS = 0\n"
+        "import sys; from rwslib.training import trainer; trainer.CHECKPOINT_SECONDS = 0\n"
         "from rwslib.experiments import GMMConfig, run\n"
         f"run({config!r}, sys.argv[1])"
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rwslib import records
-from rwslib.claims import (
+from rwslib.experiments import GMMConfig, VAEConfig
+from rwslib.report.claims import (
     Effect,
     Evidence,
     Rule,
@@ -21,9 +22,8 @@ from rwslib.claims import (
     verdict,
     verdicts_table,
 )
-from rwslib.claims.effects import QUANTITIES, number
-from rwslib.claims.reasons import needed
-from rwslib.experiments import GMMConfig, VAEConfig
+from rwslib.report.claims.effects import QUANTITIES, number
+from rwslib.report.claims.reasons import needed
 
 
 def effect(value, low, high, smallest=0.0, setting="here", replicates=4.0):

@@ -25,8 +25,8 @@ from glossary_links import glossary_terms, link_terms
 from papermill.exceptions import PapermillExecutionError
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 
-from rwslib.rerun import check
-from rwslib.rerun import parameters as declared
+from rwslib.commands.rerun import check
+from rwslib.commands.rerun import parameters as declared
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"

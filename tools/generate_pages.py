@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from claims_page import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
-from compare_methods import comparison
-from markup import minus, table, text
 
 from rwslib import records
-from rwslib.claims import listed
 from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
+from rwslib.report.claims import listed
+from rwslib.report.comparison import comparison
+from rwslib.report.ledger import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
+from rwslib.report.markup import minus, table, text
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -270,7 +270,7 @@ const Playground = (() => {
 
   // -- the page -----------------------------------------------------------------------------------------
 
-  // Names, colours and dashes as in rwslib/plotting.py, and the two colours of its film.
+  // Names, colours and dashes as in rwslib/report/plotting.py, and the two colours of its film.
   const METHODS = {
     ws: { title: "WS", color: "#009E73", dash: [] },
     ww: { title: "WW", color: "#0072B2", dash: [] },

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from rwslib import records
-from rwslib.cpu import check_device, single_thread
 from rwslib.experiments import air, gmm, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
 from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Trainer
+from rwslib.training.acceleration import check_device, single_thread
 
 __all__ = [
     "CONFIGS",

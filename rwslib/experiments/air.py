@@ -23,8 +23,8 @@ from rwslib.models.air import (
     scales_and_shifts,
 )
 from rwslib.noise import CURVES, FINALS, SAMPLES, Noise
-from rwslib.optimizers import Optimizer, adam, rmsprop
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
+from rwslib.training.optimizers import Optimizer, adam, rmsprop
 
 OFFERS = ("sample_defensive", "control_variate")  # to methods
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}

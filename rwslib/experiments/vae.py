@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.cpu import why_not_compile
 from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import check_common, options_at, require, require_int
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
-from rwslib.optimizers import Optimizer, adam
-from rwslib.training import COMPILE_FROM, Problem, Trainer
+from rwslib.training import Problem, Trainer
+from rwslib.training.acceleration import why_not_compile
+from rwslib.training.optimizers import Optimizer, adam
+from rwslib.training.trainer import COMPILE_FROM
 
 OFFERS = ("reparameterisable", "one_kind")  # to methods
 PAPER_STAGES = 8

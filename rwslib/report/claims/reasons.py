@@ -8,7 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwslib.claims.effects import (
+from rwslib.experiments import configuration, stored
+from rwslib.experiments.air import WARM_UP
+from rwslib.experiments.vae import epochs_after
+from rwslib.methods import METHODS
+from rwslib.records import RunRecord, published_dir
+from rwslib.report.claims.effects import (
     QUANTITIES,
     Effect,
     Effects,
@@ -18,11 +23,6 @@ from rwslib.claims.effects import (
     title,
     with_interval,
 )
-from rwslib.experiments import configuration, stored
-from rwslib.experiments.air import WARM_UP
-from rwslib.experiments.vae import epochs_after
-from rwslib.methods import METHODS
-from rwslib.records import RunRecord, published_dir
 
 FEW, SHORT, FLOOR = "too few replicates", "run too short", "nothing left to gain"
 FAULT, DETAIL, SMALL = "fault of the original code", "detail not in the paper", "too small to matter"

@@ -10,13 +10,13 @@ from typing import Any
 
 import nbformat
 import yaml
-from markup import table
 
-from rwslib.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
-from rwslib.claims.effects import number
-from rwslib.claims.reasons import PAPER_LENGTH, length
 from rwslib.data import DATASETS
 from rwslib.methods import METHODS
+from rwslib.report.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
+from rwslib.report.claims.effects import number
+from rwslib.report.claims.reasons import PAPER_LENGTH, length
+from rwslib.report.markup import table
 
 GROUPS = {  # by the start of a claim's name: the notebook that shows it, and the heading
     "GEN-3": (None, "What the abstract says"),
@@ -36,7 +36,7 @@ SAID = {  # of one claim, and of several
     "not run": ("was not run", "were not run"),
 }
 WORDS = {"agrees": "agree", "tie": "tie", "open": "open", "contradicts": "contradict"}  # below a bar
-Entry = dict[str, Any]  # a claim as `rwslib.claims.export` writes it
+Entry = dict[str, Any]  # a claim as `rwslib.report.claims.export` writes it
 
 
 @cache

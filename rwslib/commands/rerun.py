@@ -25,10 +25,10 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
 from rwslib import files, records
-from rwslib.cpu import check_device
 from rwslib.experiments import CONFIGS
 from rwslib.experiments.common import known_name, read_number, require
 from rwslib.experiments.own_model import OwnModelConfig
+from rwslib.training.acceleration import check_device
 
 NOTEBOOKS = files.ROOT / "notebooks"
 KINDS = {  # what a parameter's type is called in messages
@@ -39,7 +39,7 @@ KINDS = {  # what a parameter's type is called in messages
     "list": "a list such as [2, 5]",
     "dict": "a mapping",
 }
-OUTSIDE = ("__main__.py", "inspection.py", "rerun.py", "sweep.py")  # no notebook imports them
+LIBRARY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ def inputs(notebook: Path) -> dict[str, str]:
     """SHA-256 of what an execution depends on: the notebook's cells and the library."""
     cells = [[cell.cell_type, cell.source] for cell in read(notebook).cells]
     library = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if path.name not in OUTSIDE:
+    for path in sorted(LIBRARY.rglob("*.py")):
+        if path.name != "__main__.py" and path.parent != Path(__file__).parent:  # which no notebook imports
             library.update(path.read_bytes())
     return {
         "notebook": hashlib.sha256(json.dumps(cells).encode()).hexdigest(),

@@ -25,12 +25,12 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from rwslib import data, records
-from rwslib.cpu import can_compile, single_thread
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
 from rwslib.models.air import CANVAS, GLIMPSE, MAX_OBJECTS, WHAT_SIZE
 from rwslib.noise import Noise
 from rwslib.training import Trainer
+from rwslib.training.acceleration import can_compile, single_thread
 
 Limits = dict[str, float]
 Rows = Iterator[dict[str, Any]]

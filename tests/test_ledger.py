@@ -2,24 +2,20 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
+import generate_pages
 import nbformat
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import claims_page
-import compare_methods
-import generate_pages
-
-from rwslib import evaluation, inspection, records
-from rwslib.claims import CARRIED, SUMS, VERDICTS, air_claims, export, gmm_claims, vae_claims
-from rwslib.claims.general import small_mixture
+from rwslib import evaluation, records
+from rwslib.commands import inspection
 from rwslib.experiments import AIRConfig, VAEConfig
 from rwslib.methods import METHODS
+from rwslib.report import comparison, ledger
+from rwslib.report.claims import CARRIED, SUMS, VERDICTS, air_claims, export, gmm_claims, vae_claims
+from rwslib.report.claims.general import small_mixture
 
 
 def metrics(experiment, level, num_runs):
@@ -83,7 +79,7 @@ def stage(tmp_path_factory):
 
 
 def test_the_page_has_every_claim_with_its_effects_and_records(stage):
-    page = claims_page.claims_page(stage)
+    page = ledger.claims_page(stage)
     everything = json.loads((stage / "book/claims.json").read_text())
     assert page.count("::::::{dropdown}") == len(everything)
     assert list(everything)[: len(SUMS)] == list(SUMS)
@@ -102,22 +98,22 @@ def test_the_page_has_every_claim_with_its_effects_and_records(stage):
 
 
 def test_every_claim_that_does_not_simply_hold_says_why(stage):
-    claims, _ = claims_page.read_ledger(stage)
+    claims, _ = ledger.read_ledger(stage)
     for name, entry in claims.items():
         assert (entry["verdict"] == "holds") == (not entry["reasons"]), name
         assert entry["verdict"] in VERDICTS
 
 
 def test_the_summary_counts_the_verdicts_of_all_but_the_sums(stage):
-    claims, _ = claims_page.read_ledger(stage)
-    (last,) = [line for line in claims_page.summary(claims).splitlines() if line.startswith("| **all")]
+    claims, _ = ledger.read_ledger(stage)
+    (last,) = [line for line in ledger.summary(claims).splitlines() if line.startswith("| **all")]
     verdicts = [entry["verdict"] for name, entry in claims.items() if name not in SUMS]
     assert f"**all {len(verdicts)}**" in last
     assert last.endswith("| " + " | ".join(str(verdicts.count(name) or "") for name in VERDICTS) + " |")
 
 
 def test_a_claim_of_the_abstract_has_the_effects_of_its_parts(stage):
-    claims, _ = claims_page.read_ledger(stage)
+    claims, _ = ledger.read_ledger(stage)
     whole = claims["GEN-3c"]
     assert set(whole["parts"]) >= {"VAE-3", "AIR-4"}
     assert len(whole["effects"]) == sum(len(claims[part]["effects"]) for part in whole["parts"])
@@ -127,10 +123,10 @@ def test_a_claim_of_the_abstract_has_the_effects_of_its_parts(stage):
 
 
 def test_a_bar_has_its_numbers_in_words_and_in_proportion():
-    bar = claims_page.bar({"agrees": 3, "contradicts": 1, "open": 0})
+    bar = ledger.bar({"agrees": 3, "contradicts": 1, "open": 0})
     assert 'aria-label="Effects: 3 agree and 1 contradict"' in bar
     assert re.findall(r'class="(\w+)" style="flex-grow:(\d)"', bar) == [("agrees", "3"), ("contradicts", "1")]
-    assert claims_page.bar({"not run": 2}) == ""
+    assert ledger.bar({"not run": 2}) == ""
 
 
 def test_effects_are_drawn_on_one_scale():
@@ -139,17 +135,17 @@ def test_effects_are_drawn_on_one_scale():
         return ends | {"setting": "K < 5", "unit": "", "smallest": 0.1}
 
     effects = [made(1, 0, 2, "agrees"), made(-1, -2, 0, "contradicts"), made(0, None, None, "open")]
-    shown = claims_page.forest(effects)
+    shown = ledger.forest(effects)
     assert shown.count('<path class="zero" d="M50.0 0V10"/>') == 3
     assert '<path d="M50.0 5H96.3"/><path class="value" d="M73.1 2V8"/>' in shown
     assert '<path d="M0 5H100"/>' in shown and "(no interval)" in shown
     assert "K &lt; 5" in shown
-    assert claims_page.forest([made(None, None, None, "not run")]) == "**Not run**: K < 5."
+    assert ledger.forest([made(None, None, None, "not run")]) == "**Not run**: K < 5."
 
 
 def test_a_chapter_starts_with_its_bar(stage):
     path = stage / "notebooks/03_vae.ipynb"
-    generate_pages.put(path, "verdicts", lambda: claims_page.chapter_bar(path))
+    generate_pages.put(path, "verdicts", lambda: ledger.chapter_bar(path))
     head = nbformat.read(path, as_version=4).cells[0].source
     assert 'class="claim-bar"' in head and "claims <claims-vae>`" in head
     with pytest.raises(SystemExit, match="has no line"):
@@ -159,13 +155,13 @@ def test_a_chapter_starts_with_its_bar(stage):
 def test_a_chapter_without_claims_is_an_error(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "04_air.ipynb")
     with pytest.raises(SystemExit, match="carries 0 sets of claims"):
-        claims_page.chapter_claims(tmp_path / "04_air.ipynb")
+        ledger.chapter_claims(tmp_path / "04_air.ipynb")
 
 
 def test_exact_and_sampled_comparisons_agree():
     method = METHODS["vimco"].function
-    mean, variance, _ = compare_methods.enumerated(method, 2)
-    gradients = compare_methods.draws(method, 2, 20_000)
+    mean, variance, _ = comparison.enumerated(method, 2)
+    gradients = comparison.draws(method, 2, 20_000)
     error = (variance / len(gradients)).sqrt()
     assert ((gradients.mean(dim=0) - mean).abs() < 5 * error).all()
     torch.testing.assert_close(gradients.var(dim=0), variance, rtol=0.1, atol=0)
@@ -174,9 +170,9 @@ def test_exact_and_sampled_comparisons_agree():
 def test_bias_is_seen_where_it_is_and_nowhere_else():
     log_joint, logits = small_mixture()
     exact = evaluation.exact_wake_phi(log_joint, logits, 2)
-    torch.testing.assert_close(compare_methods.enumerated(METHODS["ww"].function, 2)[0], exact)
+    torch.testing.assert_close(comparison.enumerated(METHODS["ww"].function, 2)[0], exact)
     unbiased = {
-        name: compare_methods.bias_and_noise(name, 2, True)[0] == "0"
+        name: comparison.bias_and_noise(name, 2, True)[0] == "0"
         for name in ("ww", "reinforce", "vimco", "vimco_no_log_k", "vimco_air2018", "nvil")
     }
     assert unbiased == {

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rwslib.claims.effects import QUANTITIES, Effect, Effects, number, with_interval
-from rwslib.claims.rules import VERDICTS, Claim
 from rwslib.records import published_dir
+from rwslib.report.claims.effects import QUANTITIES, Effect, Effects, number, with_interval
+from rwslib.report.claims.rules import VERDICTS, Claim
 
 CARRIED = "claims"  # where the metadata of the output of a chapter's cell of verdicts have the JSON
 FOUND = {  # sides in the order in which a finding names them; what one and several effects do

@@ -27,7 +27,8 @@ import psutil
 import yaml
 
 from rwslib import __main__ as cli
-from rwslib import inspection, records, rerun
+from rwslib import records
+from rwslib.commands import inspection, rerun
 
 ITERATIONS = 20
 METHODS = ("ww", "dww", "vimco", "ws", "reinforce", "concrete")

@@ -30,7 +30,8 @@ import psutil
 import yaml
 from drill import METHODS, compare, family, kill, start
 
-from rwslib import records, sweep
+from rwslib import records
+from rwslib.commands import sweep
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
 CONFIGURATION = """\

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from rwslib.claims.effects import Effect, Evidence, Runs, title
-from rwslib.claims.rules import Claim, Rule, judge
+from rwslib.report.claims.effects import Effect, Evidence, Runs, title
+from rwslib.report.claims.rules import Claim, Rule, judge
 
 LARGE_K = 128  # up to which the paper sees IWAE's model improve
 EVIDENCE, DIVERGENCE = "log evidence of images", "divergence on images"

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from rwslib.noise import Noise, Tape, global_generators
-from rwslib.trees import leaves
-from rwslib.watched import (
+from rwslib.training.watched import (
     OUT_OF_MEMORY,
     Misfit,
     MissingFunction,
@@ -30,6 +29,7 @@ from rwslib.watched import (
     place,
     size_of,
 )
+from rwslib.trees import leaves
 
 # -- the arguments of a problem ------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rwslib import cpu
 from rwslib.experiments import GMMConfig, gmm
-from rwslib.training import Trainer
+from rwslib.training import Trainer, acceleration
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBLEM = gmm.problem(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5))
@@ -18,14 +17,14 @@ PROBLEM = gmm.problem(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_siz
 
 @pytest.fixture(autouse=True)
 def untried():
-    cpu._compile_failure.cache_clear()
+    acceleration._compile_failure.cache_clear()
     yield
-    cpu._compile_failure.cache_clear()
+    acceleration._compile_failure.cache_clear()
 
 
 @pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), (torch.device("cpu", 0), "cpu:0")])
 def test_devices_are_taken_as_text_or_as_torch_has_them(device, name):
-    assert cpu.check_device(device) == name
+    assert acceleration.check_device(device) == name
     Trainer(PROBLEM, [0], name).train_block()
 
 
@@ -36,9 +35,9 @@ def test_other_devices_are_refused_before_anything_is_built(device):
 
 
 def test_a_device_of_a_cluster_need_not_be_here():
-    assert cpu.check_device("cuda:7", here=False) == "cuda:7"
+    assert acceleration.check_device("cuda:7", here=False) == "cuda:7"
     with pytest.raises(ValueError, match="float64"):
-        cpu.check_device("mps", here=False)
+        acceleration.check_device("mps", here=False)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_a_compiler_that_fails_is_one_warning_and_training_goes_on(error, reason
         raise error
 
     monkeypatch.setattr(torch, "compile", fail)
-    monkeypatch.setattr(cpu, "can_compile", lambda kind: True)
+    monkeypatch.setattr(acceleration, "can_compile", lambda kind: True)
     with pytest.warns(UserWarning, match=rf"{reason}.*\): training uncompiled, slower") as said:
         trainer = Trainer(PROBLEM, range(2), compiled=True)
     assert len(said) == 1 and "\n" not in str(said[0].message)
@@ -71,7 +70,7 @@ def test_a_compiler_that_fails_is_one_warning_and_training_goes_on(error, reason
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not cpu.can_compile(), reason="no C++ compiler or Python headers")
+@pytest.mark.skipif(not acceleration.can_compile(), reason="no C++ compiler or Python headers")
 def test_a_compiler_that_is_there_and_fails_is_found_out(tmp_path):
     name = Path(os.environ.get("CXX") or "g++").name
     for shim in (tmp_path / name, tmp_path / "clang++"):
@@ -82,7 +81,11 @@ def test_a_compiler_that_is_there_and_fails_is_found_out(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "CXX"}
     environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "CXX": name}
     done = subprocess.run(
-        [sys.executable, "-c", "from rwslib.cpu import why_not_compile; print(why_not_compile())"],
+        [
+            sys.executable,
+            "-c",
+            "from rwslib.training.acceleration import why_not_compile; print(why_not_compile())",
+        ],
         env=environment,
         capture_output=True,
         text=True,

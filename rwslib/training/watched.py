@@ -203,7 +203,7 @@ def first_line(error: Exception) -> str:
 
 def place(error: Exception) -> str:
     """The innermost line of the user's own code that an error passed through."""
-    outside = [Path(torch.__file__).parent, Path(__file__).parent]
+    outside = [Path(torch.__file__).parent, Path(__file__).parent.parent]
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         code = frame.f_code
         if not any(folder in Path(code.co_filename).parents for folder in outside):

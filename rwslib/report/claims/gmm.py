@@ -6,9 +6,9 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from rwslib.claims.effects import Effect, Evidence, Runs, title
-from rwslib.claims.rules import Claim, Rule, judge
 from rwslib.records import RunRecord
+from rwslib.report.claims.effects import Effect, Evidence, Runs, title
+from rwslib.report.claims.rules import Claim, Rule, judge
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
 OTHERS = ("ws", "ww", *BOUND_METHODS)  # than δ-WW

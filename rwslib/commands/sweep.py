@@ -20,13 +20,14 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from rwslib import files, inspection, records
-from rwslib.cpu import check_device
+from rwslib import files, records
+from rwslib.commands import inspection
 from rwslib.experiments import CONFIGS
 from rwslib.experiments.common import known_name, plain_value, require
-from rwslib.training import COMPILE_FROM
+from rwslib.training.acceleration import check_device
+from rwslib.training.trainer import COMPILE_FROM
 
-WORKFLOW = Path(__file__).resolve().parent.parent / "workflow"
+WORKFLOW = files.ROOT / "workflow"
 LARGEST_BATCH = 16  # short runs that share one job, and so one start of Python
 PINNED_EXECUTORS = ("cluster-generic", "slurm")
 MANY_JOBS = 100  # where a profile does not say how many
@@ -79,7 +80,7 @@ def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[st
             config = configuration(entry)
             runs.setdefault(records.key(records.plain(config)), config)
             continue
-        from rwslib import rerun  # papermill and nbconvert, which runs do not need
+        from rwslib.commands import rerun  # papermill and nbconvert, which runs do not need
 
         require("results_dir" not in entry, "results_dir", "left to the sweep", entry.get("results_dir"))
         values = dict(entry)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
-from rwslib.claims.effects import Effect, Evidence, Runs, title
-from rwslib.claims.rules import Claim, Rule, judge
 from rwslib.records import RunRecord
+from rwslib.report.claims.effects import Effect, Evidence, Runs, title
+from rwslib.report.claims.rules import Claim, Rule, judge
 
 BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
 USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number

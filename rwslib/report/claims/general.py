@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from rwslib import estimators
-from rwslib.claims.effects import Effect, Evidence
-from rwslib.claims.rules import Claim, Rule, judge
 from rwslib.evaluation import particle_tuples
 from rwslib.models.gmm import GMM
+from rwslib.report.claims.effects import Effect, Evidence
+from rwslib.report.claims.rules import Claim, Rule, judge
 
 ROUNDING = 1e-12  # what double precision may leave of an exact zero
 NUM_CATEGORIES, OBSERVATION = 4, 14.0  # of the mixture in the chapter on the background

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rwslib.claims.effects import Effect, Effects, Evidence, Runs, in_words, listed, title
-from rwslib.claims.gmm import BOUND_METHODS
 from rwslib.models.gmm import NUM_CATEGORIES
 from rwslib.records import RunRecord
+from rwslib.report.claims.effects import Effect, Effects, Evidence, Runs, in_words, listed, title
+from rwslib.report.claims.gmm import BOUND_METHODS
 
 GMM_ERRORS = {"error of p": "model", "error of q": "inference network"}
 

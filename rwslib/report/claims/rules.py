@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rwslib.claims.effects import Effect, Effects, Evidence
-from rwslib.claims.reasons import Reason, others, reasons
 from rwslib.evaluation import verdict as strict_verdict
 from rwslib.records import RunRecord
+from rwslib.report.claims.effects import Effect, Effects, Evidence
+from rwslib.report.claims.reasons import Reason, others, reasons
 
 VERDICTS = {  # and what each asks of the effects that were run
     "holds": "all agree",

@@ -4,15 +4,15 @@ An effect is signed so that *positive* agrees with the paper: a difference of me
 means where there are only a few), most of them of logarithms where ratios matter.
 """
 
-from rwslib.claims.air import air_claims, without_failures
-from rwslib.claims.effects import QUANTITIES, SIDES, Effect, Evidence, Quantity, in_words, listed
-from rwslib.claims.export import CARRIED, claims_table, export, finding, show_claims, verdicts_table
-from rwslib.claims.general import SUMS, general_claims
-from rwslib.claims.gmm import gmm_claims
-from rwslib.claims.reasons import Reason
-from rwslib.claims.rules import VERDICTS, Claim, Rule, judge, verdict
-from rwslib.claims.vae import vae_claims
-from rwslib.claims.words import headline, lead, more_defence, more_particles
+from rwslib.report.claims.air import air_claims, without_failures
+from rwslib.report.claims.effects import QUANTITIES, SIDES, Effect, Evidence, Quantity, in_words, listed
+from rwslib.report.claims.export import CARRIED, claims_table, export, finding, show_claims, verdicts_table
+from rwslib.report.claims.general import SUMS, general_claims
+from rwslib.report.claims.gmm import gmm_claims
+from rwslib.report.claims.reasons import Reason
+from rwslib.report.claims.rules import VERDICTS, Claim, Rule, judge, verdict
+from rwslib.report.claims.vae import vae_claims
+from rwslib.report.claims.words import headline, lead, more_defence, more_particles
 
 __all__ = [
     "CARRIED",

@@ -10,16 +10,16 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
-from markup import table
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.distributions import Normal
 
 from rwslib import evaluation, methods
-from rwslib.claims.general import NUM_CATEGORIES, OBSERVATION, small_mixture
 from rwslib.methods import METHODS
 from rwslib.models.gmm import GMM, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import Noise
+from rwslib.report.claims.general import NUM_CATEGORIES, OBSERVATION, small_mixture
+from rwslib.report.markup import table
 
 PARTICLES = (2, 5)
 SAMPLES = 30_000  # draws where nothing can be enumerated

@@ -1,0 +1,1 @@
+"""What a person types: one notebook with other parameters, many runs at once, a look at records."""

@@ -1,0 +1,14 @@
+"""One training loop for all experiments: replicates trained together, checkpointed, resumable.
+
+The model code is written for one run.  Here the parameters of R replicates are stacked, the
+gradient of the method's loss is mapped over them, and several optimiser steps are compiled into one
+program.  Each replicate reads its own random numbers, drawn for a block of steps at once: they depend on
+the seed, the replicate, and where the block begins and ends.  So a replicate does not depend on its
+neighbours, and a resumed run repeats the same numbers; but where the steps between two logs or the numbers
+that a step takes are others, so are the blocks and all numbers.
+"""
+
+from rwslib.training.problem import Phase, Problem
+from rwslib.training.trainer import Trainer, largest_divisor
+
+__all__ = ["Phase", "Problem", "Trainer", "largest_divisor"]
