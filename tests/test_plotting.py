@@ -18,6 +18,11 @@ def test_every_method_has_its_own_style():
     assert len(set(styles)) == len(METHODS)
 
 
+def test_no_colour_stands_for_two_methods_of_the_table():
+    colors = [row.style[0] for row in METHODS.values() if row.style] + list(plotting._OTHER_COLORS)
+    assert len(set(colors)) == len(colors)
+
+
 def test_methods_of_a_reader_have_styles_of_their_own(monkeypatch):
     for i in range(16):
         monkeypatch.setitem(METHODS, f"own_{i}", replace(METHODS["ww"], title=f"own {i}"))

@@ -157,9 +157,8 @@ def usable(*offers: str) -> list[str]:
     return [name for name, method in METHODS.items() if needs(method) <= {"any", *offers}]
 
 
-# Okabe and Ito's palette, safe for colour-blind readers; bound-based methods are dashed, as in the paper.
-_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-_BLUE, _RED, _PINK, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+# No colour twice.  The methods of the paper's Figure 4 have Okabe and Ito's palette, safe for colour-blind
+# readers; methods that climb a bound are dashed, as in the paper; ablations are dotted, near their original.
 _DELTA = {"delta": Option(0.2, 0, 1)}
 _TEMPERATURE = {"temperature": Option(0.5, 0, start=3.0)}
 _K = "K samples of q; K evaluations of p and q"
@@ -168,13 +167,13 @@ _DREAMS = "K samples of q, K of p; K evaluations of p, 2K of q"
 _PATH = "K samples of q; 2K evaluations of p and q"
 _RELAXED = "K relaxed samples; every branch of p"
 METHODS = {
-    "ws": Method("WS", wake_sleep, "hinton1995wake", _DREAMS, (_GREEN, "-"), follows="dreams"),
+    "ws": Method("WS", wake_sleep, "hinton1995wake", _DREAMS, ("#009E73", "-"), follows="dreams"),
     "ww": Method(
         "WW",
         wake_wake,
         "bornschein2015reweighted",
         _K,
-        (_BLUE, "-"),
+        ("#0072B2", "-"),
         follows="KL(p, q)",
         options={"center_weights": Option(False, choices=(True, False))},
     ),
@@ -183,7 +182,7 @@ METHODS = {
         wake_wake_sleep,
         "bornschein2015reweighted",
         _DREAMS,
-        (_SKY, "-"),
+        ("#9467BD", "-"),
         follows="dreams",
         options={"wake_weight": Option(0.5, 0, 1)},
     ),
@@ -192,23 +191,23 @@ METHODS = {
         defensive_wake_wake,
         "hesterberg1995weighted",
         _2K,
-        (_RED, "-"),
+        ("#D55E00", "-"),
         follows="KL(p, q)",
         needs=("sample_defensive",),
         options=_DELTA,
     ),
     "vae": Method(
-        "VAE", vae, "kingma2014auto", _K, (_GREY, "--"), follows="ELBO", latent="reparameterisable"
+        "VAE", vae, "kingma2014auto", _K, ("#777777", "--"), follows="ELBO", latent="reparameterisable"
     ),
-    "iwae": Method("IWAE", iwae, "burda2016importance", _K, (_BLACK, "-"), latent="reparameterisable"),
-    "stl": Method("STL", stl, "roeder2017sticking", _PATH, (_ORANGE, "-."), latent="reparameterisable"),
-    "dreg": Method("DReG", dreg, "tucker2019doubly", _PATH, (_PINK, "-."), latent="reparameterisable"),
+    "iwae": Method("IWAE", iwae, "burda2016importance", _K, ("#8C510A", "--"), latent="reparameterisable"),
+    "stl": Method("STL", stl, "roeder2017sticking", _PATH, ("#BF812D", "-."), latent="reparameterisable"),
+    "dreg": Method("DReG", dreg, "tucker2019doubly", _PATH, ("#5B7C0F", "-."), latent="reparameterisable"),
     "rws_dreg": Method(
         "RWS-DReG",
         rws_dreg,
         "tucker2019doubly",
         _PATH,
-        (_BLUE, "-."),
+        ("#1A3A8A", "-."),
         follows="KL(p, q)",
         latent="reparameterisable",
         min_particles=2,
@@ -218,19 +217,19 @@ METHODS = {
         tvo,
         "masrani2019thermodynamic",
         _K,
-        (_SKY, "-."),
+        ("#35978F", "-."),
         follows="own",
         needs=("one_kind",),
         min_particles=2,
         options={"partition": Option((0.0, 0.03, 0.1, 0.3, 1.0))},
     ),
-    "reinforce": Method("REINFORCE", reinforce, "williams1992simple", _K, (_ORANGE, "--")),
+    "reinforce": Method("REINFORCE", reinforce, "williams1992simple", _K, ("#E69F00", "--")),
     "nvil": Method(
         "NVIL",
         nvil,
         "mnih2014neural",
         f"{_K}, one of the baseline",
-        (_ORANGE, ":"),
+        ("#B8860B", ":"),
         control_variate="regression",
     ),
     "vimco": Method(
@@ -238,7 +237,7 @@ METHODS = {
         vimco,
         "mnih2016variational",
         _K,
-        (_BLACK, "--"),
+        ("#000000", "--"),
         min_particles=2,
         options={"mean": Option("geometric", choices=("geometric", "arithmetic"))},
     ),
@@ -247,7 +246,7 @@ METHODS = {
         concrete,
         "maddison2017concrete",
         _RELAXED,
-        (_SKY, "--"),
+        ("#56B4E9", "--"),
         latent="categorical",
         options=_TEMPERATURE,
     ),
@@ -256,7 +255,7 @@ METHODS = {
         rebar,
         "tucker2017rebar",
         f"{_K}, 3K relaxed ones; gradient of a gradient",
-        (_PINK, ":"),
+        ("#8F3F71", ":"),
         latent="categorical",
         control_variate="variance",
     ),
@@ -265,7 +264,7 @@ METHODS = {
         relax,
         "grathwohl2018backpropagation",
         f"{_K}, 3K of c; gradient of a gradient",
-        (_PINK, "--"),
+        ("#CC79A7", "--"),
         latent="categorical",
         control_variate="variance",
     ),
@@ -274,7 +273,7 @@ METHODS = {
         vimco_no_log_k,
         "mnih2016variational",
         _K,
-        (_GREY, ":"),
+        ("#555555", ":"),
         needs=("one_kind",),
         min_particles=2,
         ablation="the baseline lacks its log K",
@@ -284,7 +283,7 @@ METHODS = {
         vimco_air2018,
         "mnih2016variational",
         _K,
-        (_BLACK, ":"),
+        ("#999999", ":"),
         min_particles=2,
         ablation="the signal is the particle's own log-weight, and the mean over particles",
     ),
@@ -293,7 +292,7 @@ METHODS = {
         dww_wrong_density,
         "hesterberg1995weighted",
         _2K,
-        (_GREY, "-."),
+        ("#A0522D", ":"),
         follows="KL(p, q)",
         needs=("sample_defensive", "one_kind"),
         options=_DELTA,
@@ -304,7 +303,7 @@ METHODS = {
         concrete_2018,
         "maddison2017concrete",
         _RELAXED,
-        (_SKY, ":"),
+        ("#2C7FB8", ":"),
         latent="categorical",
         options=_TEMPERATURE,
         ablation="the prior is a mass at the arg max, and q a density on the simplex",

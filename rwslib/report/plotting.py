@@ -12,7 +12,7 @@ from rwslib.methods import METHODS
 from rwslib.records import RunRecord
 
 # Of methods whose row names no style, or another row's, in the order in which they were added to ``METHODS``.
-_OTHER_COLORS = ("#6A3D9A", "#8C510A", "#5B7C0F", "#B2182B")
+_OTHER_COLORS = ("#6A3D9A", "#C51B7D", "#4D9221", "#B2182B")
 _OTHER_LINES = ((0, (4, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
