@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-MAY_BE_IMPOSSIBLE = ("log_p", "log_w", "log_w_path")  # -inf there is a weight of zero
+MAY_BE_IMPOSSIBLE = ("log_p", "log_p_pair", "log_w", "log_w_path")  # -inf there is a weight of zero
 
 
 def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:

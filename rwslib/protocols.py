@@ -46,16 +46,17 @@ class DefensiveGenerative(Generative, Protocol):
 
 
 class CategoricalGenerative(Generative, Protocol):
-    """A generative model of one categorical latent that also takes points of the simplex (Concrete, REBAR).
+    """A generative model of categorical latents that also takes points of the simplex.
 
-    ``log_joint`` takes ``z [K, B]`` of categories, and for REBAR ``[K, B, C]`` of points.
+    ``log_joint`` takes ``z [K, B]`` of categories, or ``[K, B, D]`` of D latents; for REBAR, MuProp and
+    the straight-through methods also ``[K, B, C]`` or ``[K, B, D, C]`` of points.
     """
 
     def log_prior(self) -> Tensor:
-        """``log p(z)`` of every category, ``[C]``."""
+        """``log p(z)`` of every category, ``[C]`` or ``[D, C]``."""
 
     def log_likelihood(self, z: Tensor, x: Tree) -> Tensor:
-        """``log p(x | z)`` at points of the simplex ``z [K, B, C]``, ``[K, B]``."""
+        """``log p(x | z)`` at points of the simplex ``z [K, B, C]`` or ``[K, B, D, C]``, ``[K, B]``."""
 
 
 class Inference(Protocol):
@@ -86,10 +87,10 @@ class MixedInference(Inference, Protocol):
 
 
 class CategoricalInference(Inference, Protocol):
-    """An inference network of one categorical latent (Concrete, REBAR, RELAX)."""
+    """An inference network of one categorical latent, or of D that are independent given x."""
 
     def log_probs(self, x: Tree) -> Tensor:
-        """``log q(z | x)`` of every category, ``[B, C]``."""
+        """``log q(z | x)`` of every category, ``[B, C]`` or ``[B, D, C]``."""
 
 
 class Baseline(Protocol):
@@ -103,4 +104,4 @@ class GumbelControlVariate(Protocol):
     """RELAX's control variate; REBAR's is ``rwslib.methods.RebarControlVariate``."""
 
     def forward(self, x: Tree, g: Tensor) -> Tensor:
-        """A function of Gumbel variates ``g [K, B, C]``, ``[B]`` in nats."""
+        """A function of Gumbel variates ``g [K, B, C]`` or ``[K, B, D, C]``, ``[B]`` in nats."""

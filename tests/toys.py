@@ -156,6 +156,71 @@ def small_mixture(seed: int = 0, num_categories: int = 3) -> tuple[gmm.GMM, gmm.
     return p, q
 
 
+# -- a vector of categorical latents -------------------------------------------------------------------
+
+
+class VectorModel(nn.Module):
+    r"""D latents of C categories each, and :math:`x | z \sim N(s(\textstyle\sum_d w_{d, z_d}), 1)`, float64.
+
+    Takes categories ``[K, B, D]`` or points ``[K, B, D, C]``.  With ``power`` 1 the log-joint is linear in
+    the points, with 2 quadratic, since s is then the identity; None is a tanh.
+    """
+
+    def __init__(self, num_latents: int = 3, num_categories: int = 2, power: int | None = None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        table = torch.randn(3, num_latents, num_categories, generator=generator, dtype=torch.float64)
+        self.prior, self.weights = nn.Parameter(table[0]), nn.Parameter(table[1])
+        self.power = power
+
+    def log_prior(self) -> Tensor:
+        return self.prior.log_softmax(dim=-1)
+
+    def points(self, z: Tensor) -> Tensor:
+        if z.is_floating_point():
+            return z
+        return nn.functional.one_hot(z.long(), self.prior.shape[-1]).to(self.prior.dtype)
+
+    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
+        mean = (self.points(z) * self.weights).sum(dim=(-2, -1))
+        if self.power == 1:
+            return mean * x
+        mean = mean if self.power == 2 else 2 * torch.tanh(mean)
+        return -0.5 * (x - mean).square()
+
+    def log_joint(self, z: Tensor, x: Tensor) -> Tensor:
+        return (self.points(z) * self.log_prior()).sum(dim=(-2, -1)) + self.log_likelihood(z, x)
+
+    forward = log_joint
+
+
+class VectorRows(nn.Module):
+    """q as a table of logits ``[B, D, C]``, a row a datum."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits.clone())
+
+    def log_probs(self, x: Tensor) -> Tensor:
+        return self.logits.log_softmax(dim=-1)
+
+    def log_prob(self, z: Tensor, x: Tensor) -> Tensor:
+        log_probs = self.log_probs(x)
+        if z.is_floating_point():
+            return (z * log_probs).sum(dim=(-2, -1))
+        expanded = log_probs.expand(len(z), *log_probs.shape)
+        return expanded.gather(-1, z.long()[..., None])[..., 0].sum(dim=-1)
+
+    forward = log_prob
+
+    def sample(self, x: Tensor, num_particles: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        log_probs = self.log_probs(x)
+        upper = log_probs.detach().exp().cumsum(dim=-1)[..., :-1]
+        uniform = noise.uniform(num_particles, *log_probs.shape[:-1])
+        z = (uniform[..., None] > upper).sum(dim=-1)
+        return z, self.log_prob(z, x)
+
+
 # -- a linear Gaussian model ---------------------------------------------------------------------------
 
 
@@ -235,6 +300,7 @@ def flat_gradient(loss: Tensor, module: nn.Module) -> Tensor:
 
 # -- which arguments the estimators take ---------------------------------------------------------------
 
+PAIRS = ("log_p", "log_q", "log_p_pair", "log_q_pair", "score")
 # name: (function, names of [K, B] arguments, names of [B] arguments, smallest K)
 ESTIMATORS = {
     "wake_theta": (estimators.wake_theta_loss, ("log_p", "log_q"), (), 1),
@@ -257,6 +323,17 @@ ESTIMATORS = {
         2,
     ),
     "nvil": (estimators.nvil_loss, ("log_p", "log_q"), ("baseline",), 1),
+    "nvil_scaled": (
+        lambda log_p, log_q, baseline: estimators.nvil_loss(log_p, log_q, baseline, scale_signal=True),
+        ("log_p", "log_q"),
+        ("baseline",),
+        1,
+    ),
+    "ovis": (estimators.ovis_loss, ("log_p", "log_q"), (), 2),
+    "rloo": (estimators.rloo_loss, ("log_p", "log_q"), (), 2),
+    "muprop": (estimators.muprop_loss, ("log_p", "log_q", "expansion"), ("expected",), 1),
+    "disarm": (estimators.disarm_loss, PAIRS, (), 1),
+    "disarm_bound": (estimators.disarm_bound_loss, PAIRS, (), 1),
     "reinforce_mixed": (estimators.reinforce_loss, ("log_p", "log_q", "log_q_score"), (), 1),
     "vimco_mixed": (estimators.vimco_loss, ("log_p", "log_q", "log_q_score"), (), 2),
     "nvil_mixed": (estimators.nvil_loss, ("log_p", "log_q", "log_q_score"), ("baseline",), 1),

@@ -18,21 +18,34 @@ or float16, in which rounding alone changes the weights by many per cent, are re
 ``ValueError`` that names the argument, for values only outside compiled or vmapped code.
 """
 
+from rwslib.estimators.elbo import disarm_bound_loss, disarm_loss, muprop_loss, rloo_loss
 from rwslib.estimators.pathwise import dreg_loss, iwae_loss, rws_dreg_loss, stl_loss
-from rwslib.estimators.score_function import nvil_loss, reinforce_loss, relax_loss, vimco_baseline, vimco_loss
+from rwslib.estimators.score_function import (
+    nvil_loss,
+    ovis_loss,
+    reinforce_loss,
+    relax_loss,
+    vimco_baseline,
+    vimco_loss,
+)
 from rwslib.estimators.thermodynamic import tvo_loss
 from rwslib.estimators.wake_sleep import sleep_phi_loss, wake_phi_loss, wake_theta_loss
 from rwslib.estimators.weights import effective_sample_size, log_evidence, normalized_weights
 
 __all__ = [
+    "disarm_bound_loss",
+    "disarm_loss",
     "dreg_loss",
     "effective_sample_size",
     "iwae_loss",
     "log_evidence",
+    "muprop_loss",
     "normalized_weights",
     "nvil_loss",
+    "ovis_loss",
     "reinforce_loss",
     "relax_loss",
+    "rloo_loss",
     "rws_dreg_loss",
     "sleep_phi_loss",
     "stl_loss",

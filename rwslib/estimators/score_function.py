@@ -1,10 +1,14 @@
 """Estimators whose particles have no path derivative: a signal times the score of q."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from rwslib.checks import check_log_densities, check_per_datum
 from rwslib.estimators.pathwise import iwae_loss
+from rwslib.estimators.wake_sleep import wake_theta_loss
+from rwslib.estimators.weights import normalized_weights
 
 
 def reinforce_loss(log_p: Tensor, log_q: Tensor, log_q_score: Tensor | None = None) -> Tensor:
@@ -98,7 +102,13 @@ def vimco_loss(
     return -((signal * _score(log_p, log_q, log_q_score)).sum(dim=0) + bound)
 
 
-def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tensor | None = None) -> Tensor:
+def nvil_loss(
+    log_p: Tensor,
+    log_q: Tensor,
+    baseline: Tensor,
+    log_q_score: Tensor | None = None,
+    scale_signal: bool = False,
+) -> Tensor:
     r"""REINFORCE with an input-dependent baseline (NVIL, Mnih & Gregor 2014).
 
     Unbiased for any baseline that does not depend on the particles.  The baseline itself gets no
@@ -108,6 +118,9 @@ def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tenso
         log_p, log_q: ``[K, B]``, at particles without path derivative.
         baseline: ``[B]`` in nats.
         log_q_score: see :func:`reinforce_loss`.
+        scale_signal: divide the signal by its standard deviation over the batch if that is above 1, as
+            the original does with a running one.  That rescales one of the two terms of Eq. 2 against
+            the other, and so biases the gradient.
 
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q, one of the baseline.
@@ -115,7 +128,10 @@ def nvil_loss(log_p: Tensor, log_q: Tensor, baseline: Tensor, log_q_score: Tenso
     bound = -iwae_loss(log_p, log_q)
     check_per_datum(log_p, baseline=baseline)
     score = _score(log_p, log_q, log_q_score).sum(dim=0)
-    return -((bound - baseline).detach() * score + bound)
+    signal = (bound - baseline).detach()
+    if scale_signal:
+        signal = signal / signal.std(correction=0).clamp_min(1)
+    return -(signal * score + bound)
 
 
 def relax_loss(
@@ -143,3 +159,29 @@ def relax_loss(
         c_bracket = c_conditional.detach()
     check_per_datum(log_p, c=c, c_conditional=c_conditional, c_bracket=c_bracket)
     return -((bound.detach() - c_bracket) * log_q.sum(dim=0) + c - c_conditional + bound)
+
+
+def ovis_loss(log_p: Tensor, log_q: Tensor, gamma: float = 0.0) -> Tensor:
+    r"""OVIS with its asymptotic control variate (Liévin et al. 2020, Eq. 17).
+
+    .. math:: \sum_\ell \left(\log \hat Z - \log \hat Z_{-\ell}
+              - (1 - \gamma) (v_\ell + \log(1 - \tfrac1K))\right) \nabla_\phi \log q_\phi(z_\ell | x)
+
+    with :math:`\hat Z_{-\ell}` the mean weight of the others.  At gamma 0, meant for a small effective
+    sample size, it is unbiased.  At 1, meant for a large one, its expectation is the bound's gradient plus
+    the wake-phase update, exactly: in between it is so much of it.
+
+    Args:
+        log_p, log_q: ``[K, B]``, K >= 2, at particles without path derivative.
+        gamma: from 0 to 1.
+
+    Returns:
+        ``[B]``, at the cost of K samples, K evaluations of p and q.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be a number from 0 to 1, got {gamma!r}")
+    check_log_densities(min_particles=2, log_p=log_p, log_q=log_q)
+    log_w, theta_loss = (log_p - log_q).detach(), wake_theta_loss(log_p, log_q)
+    signal = -theta_loss.detach() - vimco_baseline(log_w, "arithmetic")
+    signal = signal - (1 - gamma) * (normalized_weights(log_w) + math.log1p(-1 / len(log_w)))
+    return theta_loss - (signal * log_q).sum(dim=0)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from rwslib.methods.ablations import concrete_2018, dww_wrong_density, vimco_air2018, vimco_no_log_k
+from rwslib.methods.antithetic import antithetic_score, disarm, disarm_bound
 from rwslib.methods.pathwise import dreg, iwae, rws_dreg, stl, vae
 from rwslib.methods.relaxed import (
     RebarControlVariate,
@@ -22,7 +23,8 @@ from rwslib.methods.relaxed import (
     rebar,
     relax,
 )
-from rwslib.methods.score_function import nvil, reinforce, tvo, vimco
+from rwslib.methods.score_function import nvil, ovis, reinforce, rloo, tvo, vimco
+from rwslib.methods.straight_through import gumbel_straight_through, muprop, reinmax, straight_through
 from rwslib.methods.wake_sleep import defensive_wake_wake, wake_sleep, wake_wake, wake_wake_sleep
 
 __all__ = [
@@ -30,20 +32,29 @@ __all__ = [
     "Method",
     "Option",
     "RebarControlVariate",
+    "antithetic_score",
     "concrete",
     "concrete_2018",
     "concrete_log_prob",
     "conditional_gumbel",
     "defensive_wake_wake",
+    "disarm",
+    "disarm_bound",
     "dreg",
     "dww_wrong_density",
+    "gumbel_straight_through",
     "iwae",
+    "muprop",
     "nvil",
+    "ovis",
     "rebar",
     "reinforce",
+    "reinmax",
     "relax",
+    "rloo",
     "rws_dreg",
     "stl",
+    "straight_through",
     "tvo",
     "usable",
     "vae",
@@ -117,8 +128,8 @@ class Method:
         follows: whose gradient phi's expectation is, or is after: ``"bound"`` (of K particles), ``"ELBO"``,
             ``"KL(p, q)"`` (minus the divergence from the posterior), ``"dreams"`` (data of the model) or
             ``"own"``.
-        latent: ``"any"``, ``"categorical"`` (one, or a vector of independent ones given x) or
-            ``"reparameterisable"``.
+        latent: ``"any"``, ``"categorical"`` (one, or a vector of them that are independent given x),
+            ``"binary"`` (the same with two categories) or ``"reparameterisable"``.
         needs: what else the model must have: ``"sample_defensive"``, a function of p; ``"one_kind"``,
             latents of which not only some have a path derivative.
         min_particles: smallest K at which the method is defined.
@@ -230,6 +241,7 @@ METHODS = {
         "mnih2014neural",
         f"{_K}, one of the baseline",
         ("#B8860B", ":"),
+        options={"scale_signal": Option(False, choices=(True, False))},
         control_variate="regression",
     ),
     "vimco": Method(
@@ -240,6 +252,81 @@ METHODS = {
         ("#000000", "--"),
         min_particles=2,
         options={"mean": Option("geometric", choices=("geometric", "arithmetic"))},
+    ),
+    "ovis": Method(
+        "OVIS",
+        ovis,
+        "lievin2020optimal",
+        _K,
+        ("#005F73", "--"),
+        needs=("one_kind",),
+        min_particles=2,
+        options={"gamma": Option(0.0, choices=(0.0, 1.0))},
+    ),
+    "rloo": Method(
+        "RLOO",
+        rloo,
+        "kool2019buy",
+        _K,
+        ("#2CA02C", "--"),
+        follows="ELBO",
+        needs=("one_kind",),
+        min_particles=2,
+    ),
+    "disarm": Method(
+        "DisARM",
+        disarm,
+        "dong2020disarm",
+        "K samples of q in pairs; K evaluations of p and q",
+        ("#E41A1C", "--"),
+        follows="ELBO",
+        latent="binary",
+        min_particles=2,
+    ),
+    "disarm_bound": Method(
+        "DisARM, bound",
+        disarm_bound,
+        "dong2020disarm",
+        "2K samples of q in pairs; 2K evaluations of p and q",
+        ("#FF6F61", "--"),
+        latent="binary",
+    ),
+    "muprop": Method(
+        "MuProp",
+        muprop,
+        "gu2016muprop",
+        f"{_K}, one of p with its derivative",
+        ("#17BECF", "-."),
+        follows="ELBO",
+        latent="categorical",
+    ),
+    "straight_through": Method(
+        "Straight-through",
+        straight_through,
+        "bengio2013estimating",
+        f"{_K}; every branch of p",
+        ("#BCBD22", "-."),
+        follows="ELBO",
+        latent="categorical",
+    ),
+    "gumbel_st": Method(
+        "ST Gumbel-softmax",
+        gumbel_straight_through,
+        "jang2017categorical",
+        f"{_K}; every branch of p",
+        ("#E377C2", "-."),
+        follows="ELBO",
+        latent="categorical",
+        options=_TEMPERATURE,
+    ),
+    "reinmax": Method(
+        "ReinMax",
+        reinmax,
+        "liu2023bridging",
+        f"{_K}; every branch of p",
+        ("#7B3294", "-."),
+        follows="ELBO",
+        latent="categorical",
     ),
     "concrete": Method(
         "Concrete",

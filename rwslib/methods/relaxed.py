@@ -47,15 +47,20 @@ def concrete(
     log_z = torch.log_softmax(
         (log_probs + gumbel_like(log_probs, num_particles, noise)) / temperature, dim=-1
     )
-    log_q = concrete_log_prob(log_z, log_probs, temperature)
-    log_prior = concrete_log_prob(log_z, p.log_prior(), temperature)
+    log_q = over_latents(concrete_log_prob(log_z, log_probs, temperature))
+    log_prior = over_latents(concrete_log_prob(log_z, p.log_prior(), temperature))
     return estimators.iwae_loss(log_prior + p.log_likelihood(log_z.exp(), x), log_q)
 
 
 def gumbel_like(log_probs: Tensor, num_particles: int, noise: Noise) -> Tensor:
-    """Gumbel noise ``[K, B, C]``, batch innermost in memory as ``log_probs [B, C]`` is."""
-    batch, num_categories = log_probs.shape
-    return noise.gumbel(num_categories, num_particles, batch).permute(1, 2, 0)
+    """Gumbel noise ``[K, *log_probs.shape]``, categories outermost in memory as of ``log_probs``."""
+    *shape, num_categories = log_probs.shape
+    return noise.gumbel(num_categories, num_particles, *shape).movedim(0, -1)
+
+
+def over_latents(values: Tensor) -> Tensor:
+    """The sum over all but the first two dimensions, ``[K, B, ...]`` -> ``[K, B]``."""
+    return values.flatten(2).sum(dim=-1) if values.ndim > 2 else values
 
 
 def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
@@ -66,12 +71,12 @@ def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
     Differentiable in ``log_probs``.
 
     Args:
-        log_probs: normalised, ``[B, C]``.
-        z: ``[K, B]``.
-        uniform: ``[K, B, C]`` in (0, 1).
+        log_probs: normalised, ``[B, C]``, or of D latents ``[B, D, C]``.
+        z: ``[K, B]`` or ``[K, B, D]``.
+        uniform: ``[K, B, C]`` or ``[K, B, D, C]`` in (0, 1).
 
     Returns:
-        ``[K, B, C]``.
+        As ``uniform``.
     """
     log_e = torch.log(-torch.log(uniform))
     is_top = z[..., None] == torch.arange(log_probs.shape[-1], device=z.device)
@@ -80,12 +85,12 @@ def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _gumbel_pair(q, x, num_particles, noise):
-    """``log_probs [B, C]``, Gumbel variates ``[K, B, C]``, their arg max, and conditional variates."""
+    """``log_probs``, Gumbel variates ``[K, B, ..., C]``, their arg max, and conditional variates."""
     log_probs = q.log_probs(x)
     g = log_probs + gumbel_like(log_probs, num_particles, noise)
     z = g.detach().argmax(dim=-1)
-    batch, num_categories = log_probs.shape
-    uniform = noise.uniform(num_categories, num_particles, batch).permute(1, 2, 0)
+    *shape, num_categories = log_probs.shape
+    uniform = noise.uniform(num_categories, num_particles, *shape).movedim(0, -1)
     return log_probs, g, z, conditional_gumbel(log_probs, z, uniform)
 
 
@@ -131,7 +136,7 @@ def rebar(
 
     def c(log_probs, g):
         soft = torch.softmax(g / temperature, dim=-1)
-        log_w = frozen(p, soft, x) - (soft * log_probs).sum(dim=-1)
+        log_w = frozen(p, soft, x) - (soft * log_probs).flatten(2).sum(dim=-1)
         return scale * estimators.log_evidence(log_w)
 
     return estimators.relax_loss(

@@ -24,17 +24,23 @@ def score_particles(q, x, num_particles, noise):
 
 
 def nvil(
-    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, control_variate: Baseline
+    p: Generative,
+    q: Inference,
+    x: Tree,
+    num_particles: int,
+    noise: Noise,
+    control_variate: Baseline,
+    scale_signal: bool = False,
 ) -> Tensor:
     r"""REINFORCE with a baseline c(x) regressed onto the bound (Mnih & Gregor 2014).
 
-    The original also divides the signal by a running standard deviation; that would rescale one of
-    the two terms of Eq. 2 against the other and bias the gradient, so it is left out.
+    The original also scales the signal; that biases the gradient, so it is off unless asked for.
     """
     z, log_q, log_q_score = score_particles(q, x, num_particles, noise)
     log_p, baseline = p.log_joint(z, x), control_variate(x)
     bound = estimators.log_evidence(log_p - log_q).detach()
-    return estimators.nvil_loss(log_p, log_q, baseline, log_q_score) + (bound - baseline).square()
+    loss = estimators.nvil_loss(log_p, log_q, baseline, log_q_score, scale_signal)
+    return loss + (bound - baseline).square()
 
 
 def vimco(
@@ -56,3 +62,17 @@ def tvo(
     """Thermodynamic variational objective, left Riemann sum (Masrani, Le & Wood 2019)."""
     z, log_q = q.sample(x, num_particles, noise)
     return estimators.tvo_loss(p.log_joint(z, x), log_q, torch.tensor(partition, device=log_q.device))
+
+
+def ovis(
+    p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise, gamma: float = 0.0
+) -> Tensor:
+    """OVIS with its asymptotic control variate (Liévin et al. 2020); unbiased at gamma 0 alone."""
+    z, log_q = q.sample(x, num_particles, noise)
+    return estimators.ovis_loss(p.log_joint(z, x), log_q, gamma)
+
+
+def rloo(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
+    """The ELBO by REINFORCE, with the mean of the others as baseline (Kool et al. 2019); also VarGrad."""
+    z, log_q = q.sample(x, num_particles, noise)
+    return estimators.rloo_loss(p.log_joint(z, x), log_q)

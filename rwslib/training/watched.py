@@ -92,9 +92,12 @@ class Watched(nn.Module):
         if self.name == "control_variate":
             check_density("a value", result, "B", (size_of(given["x"]),))
         elif name == "log_probs":
-            check_density("log-probabilities", result, "B, C", (size_of(given["x"]), None))
+            many = getattr(result, "ndim", 2) == 3  # a vector of latents
+            shape = (size_of(given["x"]), *(None,) * (1 + many))
+            check_density("log-probabilities", result, "B, D, C" if many else "B, C", shape)
         elif name == "log_prior":
-            check_density("log-probabilities", result, "C", (None,))
+            many = getattr(result, "ndim", 1) == 2
+            check_density("log-probabilities", result, "D, C" if many else "C", (None,) * (1 + many))
         elif "num" in given:
             z, x = _unpack(result, ("z", "x"))
             _check_lead("z", z, "num", (given["num"],))
