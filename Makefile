@@ -21,10 +21,10 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --no-loadscope-reorder --nb
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-elsewhere test-fast lint format notebooks serve bench clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install the pinned packages
 
@@ -79,10 +79,11 @@ drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a n
 drill-slurm: $(SWEEP_STAMP)  ## disturb a sweep on a real Slurm, started for this on one machine (needs slurm-wlm, munge)
 	$(PY) tests/drill_slurm.py --write book/results/drill-slurm.json
 
-test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs, twice
+test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs
 	$(PYTEST)
 	$(NBVAL)
-	@echo "The notebooks once more with the plainest CPU kernels, as a stand-in for another machine:"
+
+test-elsewhere: test  ## test, and the notebooks once more with the plainest CPU kernels, as on another machine
 	ATEN_CPU_CAPABILITY=default $(NBVAL)
 
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
