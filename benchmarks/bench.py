@@ -100,8 +100,8 @@ def cost(trainer: Trainer) -> tuple[int, int]:
     with FlopCounterMode(display=False) as counter:
         parameters = list(trainer.objective.parameters())
         noise = Noise(0, device=trainer.device)
-        x = trainer.problem.draw_batch(noise, trainer._rows(1)[0, 0])
-        loss = trainer.objective(x, noise, trainer._progress(0))
+        x = trainer.problem.draw_batch(noise, trainer.draw(1)[2][0, 0])
+        loss = trainer.objective(x, noise, trainer.problem.progress(0))
         loss.backward()
     state = 6 * sum(value.numel() for value in parameters)  # parameters and two moments, read and written
     return counter.get_total_flops(), 4 * (state + 2 * sum(trainer.numbers.values()))
@@ -140,7 +140,7 @@ def vae_row(config: VAEConfig, seconds: float, limits: Limits, device: str = "cp
     problem = vae.problem(config, device)
     length = problem.num_iterations // MNIST_STEPS * MNIST_STEPS  # whole epochs
     problem = dataclasses.replace(problem, log_every=MNIST_STEPS, num_iterations=length)
-    trainer = Trainer(problem, range(config.num_runs), device)
+    trainer = Trainer(problem, range(config.num_runs))
     decoder, encoder = (
         sum(weight.numel() for weight in trainer.objective.parts[part].parameters() if weight.ndim == 2)
         for part in ("p", "q")
@@ -218,7 +218,7 @@ def air_gpu_rows(seconds: float, limits: Limits) -> Rows:
     """Attend, infer, repeat on a GPU, where all objects that could be there are worked on."""
     for method, (num_particles, num_runs) in product(("ww", "vimco"), AIR_GPU_CASES):
         config = AIRConfig(method, num_particles, "digits", num_runs=num_runs, dream_iterations=0)
-        trainer = Trainer(air.problem(config, GPU), range(num_runs), GPU)
+        trainer = Trainer(air.problem(config, GPU), range(num_runs))
         flops, found = cost(trainer)[0], speed(trainer, seconds)
         yield {
             "method": method,

@@ -11,7 +11,7 @@ what all runs share, such as test data: it never meets a training stream.
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -125,6 +125,70 @@ class Tape(Noise):
 
     def normal(self, *shape: int) -> Tensor:
         return self._next("normal", shape)
+
+
+def tapes(
+    seed: int,
+    step: int,
+    purpose: int,
+    replicates: Sequence[int],
+    count: int,
+    numbers: dict[str, int],
+    device: str | torch.device = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The random numbers of a block of steps, each replicate's from a stream of its own.
+
+    Args:
+        seed: the run's.
+        step: at which the block begins.
+        purpose: one of the constants above.
+        replicates: indices of R replicates.
+        count: number of steps.
+        numbers: how many a step takes, by kind.
+
+    Returns:
+        Uniform numbers ``[R, count, n]`` and normal ones ``[R, count, m]``.
+    """
+    drawn = []
+    for replicate in replicates:
+        noise = Noise(seed, replicate, step, purpose, device=device)
+        drawn.append((noise.uniform(count, numbers["uniform"]), noise.normal(count, numbers["normal"])))
+    uniform, normal = zip(*drawn, strict=True)
+    return torch.stack(uniform), torch.stack(normal)
+
+
+class EpochOrder:
+    """Which data come when: each epoch goes through all of them in a fresh order, in whole batches.
+
+    Args:
+        seed: the run's.
+        replicates: indices of R replicates, each with an order of its own.
+        epoch: number of data and batch size B; None where there are no data, and B is 0.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        replicates: Sequence[int],
+        epoch: tuple[int, int] | None,
+        device: str | torch.device = "cpu",
+    ):
+        self.seed, self.replicates, self.epoch, self.device = seed, replicates, epoch, device
+        self._known = (-1, torch.empty(0))
+
+    def rows(self, iteration: int, count: int) -> Tensor:
+        """Rows of the data for ``count`` iterations, ``[R, count, B]``."""
+        if self.epoch is None:
+            return torch.empty(len(self.replicates), count, 0, dtype=torch.int64, device=self.device)
+        num_rows, batch_size = self.epoch
+        rows = []
+        for step in range(iteration, iteration + count):
+            epoch, turn = divmod(step, num_rows // batch_size)
+            if self._known[0] != epoch:
+                noises = [Noise(self.seed, r, epoch, ORDER, device=self.device) for r in self.replicates]
+                self._known = (epoch, torch.stack([noise.permutation(num_rows) for noise in noises]))
+            rows.append(self._known[1][:, turn * batch_size : (turn + 1) * batch_size])
+        return torch.stack(rows, dim=1)
 
 
 @contextmanager

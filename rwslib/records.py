@@ -199,10 +199,11 @@ def lock(config: Mapping[str, Any], store: Path, wait: bool = True) -> Iterator[
 def _remove_leftovers(place: Path) -> None:
     """Remove what a killed process left half-written; only for who holds the lock."""
     for path in place.parent.glob(f".{place.name}.*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in place.parent.glob(f"{place.name}.[0-9]*"):  # see Trainer.save
-        with suppress(PermissionError):  # another user's
-            path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(PermissionError):  # another user's
+                path.unlink(missing_ok=True)
 
 
 def save(

@@ -94,12 +94,12 @@ def run(case: str) -> dict:
     """What is kept of a case: the same in JSON as in memory."""
     with few_data(), single_thread("cpu"):
         run = trainer(case)
-        uniform, normal = run._tapes(run.block, run.numbers)
+        uniform, normal, rows = run.draw(run.block)
         streams = {
             "block": run.block,
             "uniform": uniform[:, -1, :3].tolist(),
             "normal": normal[:, -1, :3].tolist(),
-            "rows": run._rows(run.block)[:, -1, :5].tolist(),
+            "rows": rows[:, -1, :5].tolist(),
             "digest": digest([uniform]),
         }
         start = run.params

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,13 @@ def untried():
 @pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), (torch.device("cpu", 0), "cpu:0")])
 def test_devices_are_taken_as_text_or_as_torch_has_them(device, name):
     assert acceleration.check_device(device) == name
-    Trainer(PROBLEM, [0], name).train_block()
+    Trainer(replace(PROBLEM, device=name), [0]).train_block()
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "mps:0", "meta", "cpu:x", "xla", 3, None])
 def test_other_devices_are_refused_before_anything_is_built(device):
     with pytest.raises(ValueError, match=r"device must be .*got '"):
-        Trainer(PROBLEM, [0], device)
+        Trainer(replace(PROBLEM, device=device), [0])
 
 
 def test_a_device_of_a_cluster_need_not_be_here():

@@ -264,7 +264,7 @@ def test_every_method_trains(method):
     assert all(np.isfinite(value).all() for value in curves.values())
     np.testing.assert_allclose(curves["count_probs"].sum(axis=-1), 1, rtol=1e-5)
     assert ((curves["count_accuracy"] >= 0) & (curves["count_accuracy"] <= 1)).all()
-    finals = trainer.problem.finish(trainer)
+    finals = trainer.problem.finish(trainer.networks)
     assert {value.shape for name, value in finals.items() if name != "dreams"} == {(1,)}
 
 
@@ -305,7 +305,7 @@ def test_presence_does_not_depend_on_the_image_before_it_is_free():
     trainer = Trainer(air.problem(config), [0], compiled=False)
     while trainer.iteration < 3:
         trainer.train_block()
-    q = trainer.modules(0)["q"]
+    q = trainer.networks.modules(0)["q"]
     logits = q.presence(torch.randn(5, 256))
     torch.testing.assert_close(logits, torch.full((5, 1), 0.7))
 
@@ -484,7 +484,7 @@ def test_exactly_so_many_test_scenes_are_evaluated_and_evenly_spaced(eval_scenes
 def test_two_scenes_are_enough_for_finite_standard_errors():
     config = tiny(eval_scenes=2)
     trainer = Trainer(air.problem(config), [0], compiled=False)
-    found = trainer.problem.finish(trainer)
+    found = trainer.problem.finish(trainer.networks)
     assert all(torch.isfinite(found[f"{name}_se"]).all() for name in ESTIMATES)
 
 

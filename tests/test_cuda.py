@@ -49,7 +49,7 @@ def stand_in(monkeypatch):
 
 def captured(trainer, stand_in):
     """The trainer, its blocks captured."""
-    trainer._advance_block = stand_in.captured = Captured(trainer._advance_piecewise)
+    trainer._steps = stand_in.captured = Captured(trainer._steps, trainer.block)
     return trainer
 
 
@@ -65,7 +65,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_captured_blocks_train_as_others_do(name, stand_in):
-    problem = replace(PROBLEMS[name](), evaluate=lambda trainer, iteration: {}, log_every=2)
+    problem = replace(PROBLEMS[name](), evaluate=lambda networks: {}, log_every=2)
     plain = Trainer(problem, range(1))
     replayed = captured(Trainer(problem, range(1)), stand_in)
     for trainer in (plain, replayed):
@@ -79,7 +79,7 @@ def test_captured_blocks_train_as_others_do(name, stand_in):
 
 
 def test_an_entry_that_a_caller_replaces_is_trained_from_there(stand_in):
-    problem = replace(PROBLEMS["gmm"](), evaluate=lambda trainer, iteration: {}, log_every=2)
+    problem = replace(PROBLEMS["gmm"](), evaluate=lambda networks: {}, log_every=2)
     plain = Trainer(problem, range(2))
     replayed = captured(Trainer(problem, range(2)), stand_in)
     for trainer in (plain, replayed):
@@ -93,7 +93,7 @@ def test_an_entry_that_a_caller_replaces_is_trained_from_there(stand_in):
 
 
 def test_a_state_from_a_checkpoint_takes_the_place_of_the_captured_one(stand_in, tmp_path):
-    problem = replace(PROBLEMS["gmm"](), evaluate=lambda trainer, iteration: {}, log_every=2)
+    problem = replace(PROBLEMS["gmm"](), evaluate=lambda networks: {}, log_every=2)
     trainer = captured(Trainer(problem, range(2)), stand_in)
     trainer.train_block()
     trainer.save(tmp_path / "checkpoint", 0.0)
@@ -115,11 +115,12 @@ def test_a_graph_holds_many_steps_whatever_their_number(number, at_most, length)
 
 
 def test_steps_left_over_before_a_log_go_without_the_graph(stand_in):
-    problem = replace(PROBLEMS["gmm"](), evaluate=lambda trainer, iteration: {}, log_every=5)
+    problem = replace(PROBLEMS["gmm"](), evaluate=lambda networks: {}, log_every=5)
     plain = Trainer(problem, range(2))
     replayed = captured(Trainer(problem, range(2)), stand_in)
     for trainer in (plain, replayed):
         trainer.block, seen = 2, []
+        stand_in.captured.length = 2
         while trainer.iteration < 10:
             trainer.train_block()
             seen.append(trainer.iteration)
@@ -140,8 +141,7 @@ def test_steps_left_over_before_a_log_go_without_the_graph(stand_in):
 )
 def test_a_gpu_trains_as_without_graph_and_compiler(module, config):
     problem = replace(module.problem(config, "cuda"), log_every=10)
-    fast = Trainer(problem, range(config.num_runs), "cuda", compiled=True)
-    plain = Trainer(problem, range(config.num_runs), "cuda", compiled=False)
+    fast, plain = (Trainer(problem, range(config.num_runs), compiled=choice) for choice in (True, False))
     start = {name: value.clone() for name, value in plain.params.items()}
     for trainer in (fast, plain):
         trainer.train_block()

@@ -135,7 +135,7 @@ def test_training_with_a_hard_constraint(name, mapped):
         problem,
         mapped=mapped,
         build=lambda build=problem.build: build() | {"p": Constrained()},
-        evaluate=lambda trainer, iteration: {},
+        evaluate=lambda networks: {},
     )
     trainer = Trainer(problem, range(2), compiled=False)
     start = trainer.params

@@ -106,7 +106,7 @@ def train(networks, method, num_iterations, compiled):
         method=METHODS[method],
         build=lambda: {name: part.float() for name, part in networks.items()},
         draw_batch=lambda noise, rows: data[rows],
-        evaluate=lambda trainer, iteration: {},
+        evaluate=lambda networks: {},
         num_particles=3,
         num_iterations=num_iterations,
         log_every=num_iterations,

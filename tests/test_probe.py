@@ -22,6 +22,7 @@ from rwslib.models import gmm as gmm_model
 from rwslib.models import vae as vae_model
 from rwslib.noise import Noise
 from rwslib.training import Problem, Trainer
+from rwslib.training.optimizers import Optimizer, adam, delayed
 
 DATA = torch.linspace(-2, 2, 12)
 
@@ -33,7 +34,7 @@ def problem(method="ww", p=GaussianModel, q=GaussianNetwork, variate=None, **cha
         "method": METHODS[method],
         "build": lambda: {name: part() for name, part in parts.items()},
         "draw_batch": lambda noise, rows: DATA[rows],
-        "evaluate": lambda trainer, iteration: {},
+        "evaluate": lambda networks: {},
         "num_particles": 3,
         "num_iterations": 6,
         "log_every": 3,
@@ -72,7 +73,10 @@ def freeze(parts, *starts):
 
 
 @pytest.mark.parametrize("starts", [("p.",), ("p.log_scale", "q.slope"), ("q.",)])
-@pytest.mark.parametrize("changes", [{}, {"mapped": False}, {"method": "dreg"}, {"hold": {"p.mean": 2}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mapped": False}, {"method": "dreg"}, {"optimizer": delayed(Optimizer(adam), {"p.mean": 2})}],
+)
 def test_frozen_parameters_stay_and_all_others_move(starts, changes):
     plain = problem(**changes)
     start = Trainer(plain, [0, 1], compiled=False).params
@@ -90,7 +94,7 @@ def test_a_frozen_model_leaves_the_rest_to_train(method):
     start = Trainer(plain, [0, 1], compiled=False).params
     moved = {name for name, value in end.params.items() if not torch.equal(value, start[name])}
     assert moved == {name for name in start if not name.startswith(("parts.p.", "parts.q.layers.0"))}
-    assert torch.isfinite(end.phi_gradients(torch.zeros(3), 2)).all()
+    assert torch.isfinite(end.networks.phi_gradients(torch.zeros(3), 2)).all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"mapped": False}])
@@ -163,8 +167,8 @@ def test_a_replicate_has_buffers_of_its_own(network, mapped):
     which = problem(q=network, mapped=mapped)
     together = trained(which, [0, 1, 2])
     for index in range(3):
-        alone = tensors(trained(which, [index]).modules(0))
-        for name, value in tensors(together.modules(index)).items():
+        alone = tensors(trained(which, [index]).networks.modules(0))
+        for name, value in tensors(together.networks.modules(index)).items():
             torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-6)
     assert "parts.q.shared" not in together.params
 
@@ -178,15 +182,15 @@ def test_buffers_that_a_step_changes_are_those_after_the_last_step():
     for network, name in [(Normalised, "norm.num_batches_tracked"), (Counting, "calls")]:
         trainer = trained(problem(q=network, mapped=False))
         for index in range(2):
-            assert tensors(trainer.modules(index))[f"q.{name}"] == 12
+            assert tensors(trainer.networks.modules(index))[f"q.{name}"] == 12
 
 
 def test_random_buffers_differ_between_replicates_and_reach_metrics():
     which = problem(
-        q=RandomBuffer, evaluate=lambda trainer, _: trainer.map_modules(lambda p, q: {"f": q.factor})
+        q=RandomBuffer, evaluate=lambda networks: networks.map_modules(lambda p, q: {"f": q.factor})
     )
     trainer = trained(which)
-    factors = torch.stack([trainer.modules(index)["q"].factor for index in range(2)])
+    factors = torch.stack([trainer.networks.modules(index)["q"].factor for index in range(2)])
     assert factors[0] != factors[1]
     np.testing.assert_array_equal(trainer.curves["f"][-1], factors.numpy())
 
@@ -202,7 +206,7 @@ def test_a_checkpoint_holds_the_buffers_of_replicates(network, mapped, tmp_path)
     first.save(tmp_path / "state", 0.0)
     second.train(tmp_path / "state")
     assert_same(second.params, whole.params)
-    assert_same(tensors(second.modules(0)), tensors(whole.modules(0)))
+    assert_same(tensors(second.networks.modules(0)), tensors(whole.networks.modules(0)))
 
 
 def test_buffers_that_are_the_same_for_all_add_nothing_to_a_state():
@@ -342,7 +346,7 @@ def test_replicates_and_steps_draw_other_numbers_from_global_generators():
 
 
 def test_an_evaluation_that_draws_from_the_global_generator_is_seeded():
-    def evaluate(trainer, iteration):
+    def evaluate(networks):
         return {"drawn": torch.rand(2)}
 
     curves = [trained(problem(evaluate=evaluate)).curves["drawn"] for _ in range(2)]
@@ -351,11 +355,11 @@ def test_an_evaluation_that_draws_from_the_global_generator_is_seeded():
 
 
 def test_metrics_that_cannot_be_mapped_say_how_else():
-    def evaluate(trainer, iteration):
-        return trainer.map_modules(lambda p, q: {"a": p.mean if p.mean > 0 else -p.mean})
+    def evaluate(networks):
+        return networks.map_modules(lambda p, q: {"a": p.mean if p.mean > 0 else -p.mean})
 
     trainer = Trainer(problem(evaluate=evaluate), [0, 1])
-    with pytest.raises(ValueError, match=r"map_modules .* reads a value.*take trainer\.modules\(index\)"):
+    with pytest.raises(ValueError, match=r"map_modules .* reads a value.*take networks\.modules\(index\)"):
         trainer.log()
 
 
@@ -691,9 +695,9 @@ ARGUMENTS = {
         {"options": lambda progress: {"delta": 0.1}, "method": METHODS["reinforce"]},
         r"options must be none for method REINFORCE, which takes none, got \['delta'\]",
     ),
-    "hold": (
-        {"hold": {"q.presenze": 2}},
-        r"hold must be the start of names of parameters.*got 'q\.presenze'",
+    "delays": (
+        {"optimizer": delayed(Optimizer(adam), {"q.presenze": 2})},
+        r"delays must be the start of names of parameters.*got 'q\.presenze'",
     ),
     "learning rate": ({"learning_rate": -1e-3}, "learning_rate must be a positive number.*got -0.001"),
     "learning rates": (
@@ -724,20 +728,20 @@ def test_at_least_one_replicate():
 
 METRICS = {
     "float": (
-        lambda trainer, _: {"a": 1.0},
+        lambda networks: {"a": 1.0},
         r"metric 'a' of evaluate must lead with the 2 replicates .*got 1\.0",
     ),
     "scalar": (
-        lambda trainer, _: {"a": torch.ones(())},
+        lambda networks: {"a": torch.ones(())},
         r"metric 'a' of evaluate must lead .*got float32 \[\]",
     ),
     "other lead": (
-        lambda trainer, _: {"a": torch.ones(3)},
+        lambda networks: {"a": torch.ones(3)},
         r"metric 'a' of evaluate must lead .*got float32 \[3\]",
     ),
-    "nothing": (lambda trainer, _: None, "evaluate must be a function that returns a dict, got None"),
+    "nothing": (lambda networks: None, "evaluate must be a function that returns a dict, got None"),
     "iteration": (
-        lambda trainer, _: {"iteration": torch.ones(2)},
+        lambda networks: {"iteration": torch.ones(2)},
         "evaluate must be .* without metric 'iteration'",
     ),
 }
@@ -754,7 +758,7 @@ def test_metrics_that_do_not_fit_are_refused_before_training(name):
 
 def test_metrics_keep_their_shape():
     trainer = Trainer(
-        problem(evaluate=lambda trainer, iteration: {"a": torch.ones(2, 1 + iteration)}),
+        problem(evaluate=lambda networks: {"a": torch.ones(2, 1 + networks.iteration)}),
         [0, 1],
         compiled=False,
     )
@@ -768,7 +772,7 @@ def test_metrics_keep_their_shape():
     "value", [[1.0, 2.0], np.array([1.0, 2.0]), torch.tensor([1.0, 2.0], requires_grad=True)]
 )
 def test_metrics_may_be_lists_and_arrays(value):
-    curves = Trainer(problem(evaluate=lambda trainer, _: {"a": value}), [0, 1], compiled=False).train()
+    curves = Trainer(problem(evaluate=lambda networks: {"a": value}), [0, 1], compiled=False).train()
     np.testing.assert_array_equal(curves["a"], [[1, 1, 1], [2, 2, 2]])
 
 

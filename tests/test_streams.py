@@ -16,7 +16,7 @@ import torch
 from rwslib import data, noise
 from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
 from rwslib.methods import METHODS
-from rwslib.noise import Noise
+from rwslib.noise import EpochOrder, Noise
 from rwslib.training import Problem, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,30 +144,28 @@ def small(monkeypatch):
 @pytest.mark.parametrize("experiment", CONFIGS)
 def test_a_run_reads_no_stream_twice_for_training_and_evaluation(experiment, small, monkeypatch):
     drawn, training = {True: set(), False: set()}, []
-    start, tapes, rows = Noise.__init__, Trainer._tapes, Trainer._rows
+    start, draw, rows = Noise.__init__, Trainer.draw, EpochOrder.rows
 
     def recorded(self, *path, device="cpu"):
         drawn[bool(training)].add(filled(path))
         start(self, *path, device=device)
 
-    def in_training(function, when):
-        def called(self, *arguments):
-            if when(*arguments):
-                training.append(True)
+    def in_training(function):
+        def called(*arguments):
+            training.append(True)
             try:
-                return function(self, *arguments)
+                return function(*arguments)
             finally:
-                if when(*arguments):
-                    training.pop()
+                training.pop()
 
         return called
 
     monkeypatch.setattr(Noise, "__init__", recorded)
-    monkeypatch.setattr(Trainer, "_tapes", in_training(tapes, lambda *arguments: len(arguments) == 2))
-    monkeypatch.setattr(Trainer, "_rows", in_training(rows, lambda *arguments: True))
+    monkeypatch.setattr(Trainer, "draw", in_training(draw))
+    monkeypatch.setattr(EpochOrder, "rows", in_training(rows))
     trainer = Trainer(CONFIGS[experiment](), range(2))
     trainer.train()
-    trainer.problem.finish(trainer)
+    trainer.problem.finish(trainer.networks)
     learned, judged = drawn[True], drawn[False]
     assert len(learned) >= 4
     assert len(judged) >= 2

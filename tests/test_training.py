@@ -21,7 +21,7 @@ from rwslib.noise import Tape
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
 from rwslib.training import trainer as trainer_module
 from rwslib.training.acceleration import can_compile
-from rwslib.training.optimizers import adam
+from rwslib.training.optimizers import Optimizer, adam, delayed
 
 CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
 
@@ -54,13 +54,13 @@ def test_steps_are_those_of_torch_adam(method):
     params = {name: value[0].clone().requires_grad_() for name, value in trainer.params.items()}
     optimiser = torch.optim.Adam(params.values(), lr=config.learning_rate)
     for _ in range(10):
-        (uniform,), (normal,) = trainer._tapes(trainer.block, trainer.numbers)
+        (uniform,), (normal,), _ = trainer.draw(trainer.block)
         for step in range(trainer.block):
             progress = torch.tensor((trainer.iteration + step) / config.num_iterations)
             detached = {name: value.detach() for name, value in params.items()}
             tape = Tape(uniform[step], normal[step])
             x = trainer.problem.draw_batch(tape, torch.empty(0))
-            grads = trainer.gradients(detached, x, tape, progress)
+            grads = trainer.objective.gradients(detached, x, tape, progress)
             for name, value in params.items():
                 value.grad = grads[name].detach()
             optimiser.step()
@@ -176,8 +176,8 @@ def interrupting(function, at, ending=KeyboardInterrupt):
 @pytest.mark.parametrize(
     ("name", "at", "ending", "iteration"),
     [
-        ("_advance_together", 8, KeyboardInterrupt, 7),  # between two logs
-        ("_tapes", 9, SystemExit, 6),
+        ("_steps", 8, KeyboardInterrupt, 7),  # between two logs
+        ("draw", 7, SystemExit, 6),
         ("log", 3, KeyboardInterrupt, 10),
         ("evaluate", 3, KeyboardInterrupt, 10),
     ],
@@ -286,7 +286,7 @@ def data_problem(num_rows, batch_size, **changes):
         "method": METHODS["iwae"],
         "build": lambda: {"p": GaussianModel(), "q": GaussianNetwork()},
         "draw_batch": lambda noise, rows: observations[rows] + 0.1 * noise.normal(batch_size),
-        "evaluate": lambda trainer, iteration: trainer.map_modules(lambda p, q: {"mean": p.mean}),
+        "evaluate": lambda networks: networks.map_modules(lambda p, q: {"mean": p.mean}),
         "num_particles": 2,
         "num_iterations": 10 * (num_rows // batch_size),
         "log_every": num_rows // batch_size,
@@ -301,7 +301,7 @@ def rows_of_epochs(problem, replicates=(0,), num_epochs=3):
     """The rows that training takes, ``[R, num_epochs, rows in whole batches]``."""
     trainer, rows = Trainer(problem, replicates, compiled=False), []
     while trainer.iteration < num_epochs * (problem.epoch[0] // problem.epoch[1]):
-        rows.append(trainer._rows(trainer.block))
+        rows.append(trainer.draw(trainer.block)[2])
         trainer.iteration += trainer.block
     return torch.cat(rows, dim=1).unflatten(1, (num_epochs, -1)).flatten(2)
 
@@ -379,7 +379,7 @@ def test_variance_objectives_need_mapped_replicates(method):
 
 
 def test_without_epochs_there_are_no_rows():
-    assert Trainer(gmm.problem(small("ww")), range(2), compiled=False)._rows(5).shape == (2, 5, 0)
+    assert Trainer(gmm.problem(small("ww")), range(2), compiled=False).draw(5)[2].shape == (2, 5, 0)
 
 
 def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(tmp_path):
@@ -452,7 +452,7 @@ def test_modules_are_a_copy_of_one_replicate():
     trainer = trained(small("ww"))
     before = {name: value.clone() for name, value in trainer.params.items()}
     for index in range(3):
-        for name, value in trainer.modules(index).named_parameters():
+        for name, value in trainer.networks.modules(index).named_parameters():
             assert torch.equal(value, trainer.params[f"parts.{name}"][index])
             with torch.no_grad():
                 value.zero_()
@@ -463,8 +463,8 @@ def test_modules_are_a_copy_of_one_replicate():
 def test_modules_give_the_densities_of_the_mapped_ones():
     trainer = trained(small("ww"))
     x = torch.linspace(0, 190, 7)
-    together = trainer.map_modules(lambda p, q: {"log_probs": q.log_probs(x)})["log_probs"]
-    alone = torch.stack([trainer.modules(index)["q"].log_probs(x) for index in range(3)])
+    together = trainer.networks.map_modules(lambda p, q: {"log_probs": q.log_probs(x)})["log_probs"]
+    alone = torch.stack([trainer.networks.modules(index)["q"].log_probs(x) for index in range(3)])
     torch.testing.assert_close(together, alone)
 
 
@@ -504,9 +504,15 @@ def test_a_checkpoint_at_the_end_is_read_and_nothing_more_is_trained(tmp_path):
 
 # -- parameters on hold --------------------------------------------------------------------------------
 
+WITHOUT_P_AT_FIRST = delayed(Optimizer(adam), {"p.": 8})
+
 
 def test_a_parameter_on_hold_stays_and_then_starts_as_if_training_began():
-    held = Trainer(data_problem(12, 3, hold={"p.": 8}, log_every=1), range(2), compiled=False)
+    held = Trainer(
+        data_problem(12, 3, optimizer=WITHOUT_P_AT_FIRST, log_every=1),
+        range(2),
+        compiled=False,
+    )
     on_hold = {name for name in held.params if name.startswith("parts.p.")}
     assert on_hold
     assert held.block == 1
@@ -600,5 +606,5 @@ def test_compiled_phases_equal_eager_ones():
 
 
 def test_phases_and_parameters_on_hold_exclude_each_other():
-    with pytest.raises(ValueError, match=r"hold must be empty where there are phases, got \{'p.': 8\}"):
-        Trainer(data_problem(12, 3, hold={"p.": 8}, phases=PHASES), [0])
+    with pytest.raises(ValueError, match=r"delays must be empty where there are phases, got \{'p.': 8\}"):
+        Trainer(data_problem(12, 3, optimizer=WITHOUT_P_AT_FIRST, phases=PHASES), [0])

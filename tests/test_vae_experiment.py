@@ -160,12 +160,11 @@ def test_steps_are_those_of_torch_adam_with_the_rows_and_rates_of_the_stages(mon
     config = tiny(num_particles=3, num_stages=3, num_runs=1, batch_size=50)
     trainer = Trainer(vae.problem(config), [0], compiled=False)
     images = few.train.flatten(1)
-    parts = trainer.modules(0)
+    parts = trainer.networks.modules(0)
     optimiser = torch.optim.Adam(parts.parameters(), lr=1e-3, eps=1e-4)
     rates = [1e-3] * 2 + [7.2e-4] * 6 + [5.2e-4] * 2
     while trainer.iteration < len(rates):
-        uniform, normal = (tape[0] for tape in trainer._tapes(trainer.block, trainer.numbers))
-        rows = trainer._rows(trainer.block)[0]
+        uniform, normal, rows = (tensor[0] for tensor in trainer.draw(trainer.block))
         for step in range(trainer.block):
             optimiser.param_groups[0]["lr"] = rates[trainer.iteration + step]
             noise = Tape(uniform[step], normal[step])
@@ -192,9 +191,8 @@ def test_an_image_is_binarised_afresh_in_every_epoch():
         problem = vae.problem(tiny(batch_size=NUM_TRAIN, seed=seed))
         trainer, found = Trainer(problem, [0], compiled=False), []
         for _ in range(2):
-            uniform, normal = trainer._tapes(1, trainer.numbers)
-            rows = trainer._rows(1)[0, 0]
-            x = problem.draw_batch(Tape(uniform[0, 0], normal[0, 0]), rows)
+            uniform, normal, rows = (tensor[0, 0] for tensor in trainer.draw(1))
+            x = problem.draw_batch(Tape(uniform, normal), rows)
             found.append(x[rows.argsort()])
             trainer.iteration += 1
         return found

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from rwslib import files, records
+from rwslib import records
 from rwslib.records import RunRecord
 
 HEADLINES = {  # the final values that tell most
@@ -109,12 +109,15 @@ def _line(record: RunRecord) -> str:
 
 def _unfinished(path: Path) -> str | None:
     """The line of a run that was begun and has no record yet."""
+    from rwslib.training.checkpoints import (
+        peek,  # with torch, seconds of imports that finished runs do not need
+    )
+
     try:
-        state = files.metadata(path)
-        done, asked = int(state["iteration"]), state.get("asked", "?")
-        if str(done) == asked:  # kept for a longer run to go on from
+        done, asked, seconds = peek(path)
+        if done == asked:  # kept for a longer run to go on from
             return None
-        cells = ("begun", "", "", f"{done}/{asked}", "", f"{float(state['seconds']):.1f}")
+        cells = ("begun", "", "", f"{done}/{'?' if asked is None else asked}", "", f"{seconds:.1f}")
     except FileNotFoundError:  # its run has just ended
         return None
     except OSError as error:

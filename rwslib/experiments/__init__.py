@@ -127,14 +127,14 @@ def _train(
     progress: bool | None,
 ) -> RunRecord:
     records.source()  # now, because the checkout may change while this trains
-    trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs), device)
+    trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs))
     # fields that change nothing before the end: a longer run goes on where a shorter one ended
     trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}
     checkpoint = records.folder(trained, store).with_suffix(".checkpoint")
     curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
     finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
     with single_thread(device):
-        finals |= {k: v.cpu().float().numpy() for k, v in trainer.problem.finish(trainer).items()}
+        finals |= {k: v.cpu().float().numpy() for k, v in trainer.problem.finish(trainer.networks).items()}
     # distributions are for pictures: half precision keeps the published records small
     curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
     weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}

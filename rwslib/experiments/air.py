@@ -23,8 +23,8 @@ from rwslib.models.air import (
     scales_and_shifts,
 )
 from rwslib.noise import CURVES, FINALS, SAMPLES, Noise
-from rwslib.training import Phase, Problem, Trainer, largest_divisor
-from rwslib.training.optimizers import Optimizer, adam, rmsprop
+from rwslib.training import Networks, Phase, Problem, largest_divisor
+from rwslib.training.optimizers import Optimizer, adam, delayed, rmsprop
 
 OFFERS = ("sample_defensive", "control_variate")  # to methods
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
@@ -194,12 +194,17 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     x_test, counts = x_test.to(device), truth.counts.to(device)
     decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
 
+    optimizer = OPTIMIZERS[config.optimizer]
+    if config.warmup_iterations:
+        optimizer = delayed(
+            optimizer, dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
+        )
     dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
 
-    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+    def evaluate(networks: Networks) -> dict[str, Tensor]:
         found = []
-        for index in range(len(trainer.replicates)):
-            p, q = _networks(trainer, index)
+        for index in range(len(networks.replicates)):
+            p, q = _unmapped(networks, index)
             noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
             bounds = {
                 name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
@@ -216,10 +221,13 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
             found.append({**metrics, "count_probs": p.log_count().exp()})
         return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
 
-    def finish(trainer: Trainer) -> dict[str, Tensor]:
+    def finish(networks: Networks) -> dict[str, Tensor]:
         found = []
-        for index, replicate in enumerate(trainer.replicates):
-            (p, q), noise = _networks(trainer, index), Noise(config.seed, replicate, 0, FINALS, device=device)
+        for index, replicate in enumerate(networks.replicates):
+            (p, q), noise = (
+                _unmapped(networks, index),
+                Noise(config.seed, replicate, 0, FINALS, device=device),
+            )
             metrics = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
             found.append(metrics | dream_metrics(p, x_test, config.seed, replicate))
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
@@ -237,20 +245,18 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
         learning_rate=lambda iteration: config.learning_rate / 3 ** (iteration >= decays).sum(),
         seed=config.seed,
         epoch=(len(train), config.batch_size),
-        optimizer=OPTIMIZERS[config.optimizer],
-        hold=dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
-        if config.warmup_iterations
-        else {},
+        optimizer=optimizer,
         phases=(dreams,) if config.dream_iterations else (),
         mapped=on_gpu,  # there one graph of fixed shapes for all replicates beats less work for each
         options=partial(options_at, config),
         finish=finish,
+        device=device,
     )
 
 
-def _networks(trainer: Trainer, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
+def _unmapped(networks: Networks, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
     """The networks of one replicate; evaluation is not compiled, so they may be packed."""
-    parts = trainer.modules(index)
+    parts = networks.modules(index)
     parts["p"].packed = parts["q"].packed = True
     return parts["p"], parts["q"]
 

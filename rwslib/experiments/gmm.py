@@ -11,7 +11,7 @@ from rwslib.experiments.common import check_common, options_at, require, require
 from rwslib.methods import METHODS, RebarControlVariate
 from rwslib.models.gmm import GMM, Baseline, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import Noise
-from rwslib.training import Problem, Trainer, largest_divisor
+from rwslib.training import Networks, Problem, largest_divisor
 
 NUM_TEST_POINTS = 100
 NUM_GRADIENT_SAMPLES = 10
@@ -86,8 +86,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
     def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
         return truth.sample(config.batch_size, noise)[1]
 
-    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
-        device = torch.device(trainer.device)
+    def evaluate(networks: Networks) -> dict[str, Tensor]:
         x, probes = x_test.to(device), torch.tensor(PROBES, device=device)
 
         def exact(p: GMM, q: InferenceNetwork) -> dict[str, Tensor]:
@@ -106,8 +105,8 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
                 "probe_probs": q.log_probs(probes).exp(),
             }
 
-        metrics = trainer.map_modules(exact)
-        gradients = trainer.phi_gradients(x, NUM_GRADIENT_SAMPLES)
+        metrics = networks.map_modules(exact)
+        gradients = networks.phi_gradients(x, NUM_GRADIENT_SAMPLES)
         return {**metrics, "phi_gradient_std": gradient_std(gradients)}
 
     return Problem(
@@ -121,6 +120,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
         learning_rate=config.learning_rate,
         seed=config.seed,
         options=partial(options_at, config),
+        device=device,
     )
 
 

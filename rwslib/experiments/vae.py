@@ -13,7 +13,7 @@ from rwslib.experiments.common import check_common, options_at, require, require
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
-from rwslib.training import Problem, Trainer
+from rwslib.training import Networks, Problem
 from rwslib.training.acceleration import why_not_compile
 from rwslib.training.optimizers import Optimizer, adam
 from rwslib.training.trainer import COMPILE_FROM
@@ -118,26 +118,26 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         stage = (iteration >= stage_ends).sum()
         return torch.where(stage == stages, rates, 0).sum()  # rates[stage], as torch.compile takes it
 
-    def evaluate(trainer: Trainer, iteration: int) -> dict[str, Tensor]:
+    def evaluate(networks: Networks) -> dict[str, Tensor]:
         def bound(x: Tensor, num_particles: int, index: int) -> Tensor:
             noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
-            parts = trainer.modules(index)
+            parts = networks.modules(index)
             estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise, **pieces)
             return estimates["log_marginal"].mean()
 
-        replicates = range(len(trainer.replicates))
+        replicates = range(len(networks.replicates))
         test = _evenly(x_test, CURVE_IMAGES)
         return {
             "train_bound": torch.stack([bound(x_train, config.num_particles, i) for i in replicates]),
             "test_bound": torch.stack([bound(test, CURVE_PARTICLES, i) for i in replicates]),
         }
 
-    def finish(trainer: Trainer) -> dict[str, Tensor]:
+    def finish(networks: Networks) -> dict[str, Tensor]:
         found = []
-        for index, replicate in enumerate(trainer.replicates):
+        for index, replicate in enumerate(networks.replicates):
             noise = Noise(config.seed, replicate, 0, FINALS, device=device)
             parts = build()
-            for name, module in trainer.modules(index).items():
+            for name, module in networks.modules(index).items():
                 parts[name].to(device).load_state_dict(module.state_dict())
             found.append(final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise))
         return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
@@ -156,6 +156,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         optimizer=Optimizer(partial(adam, eps=1e-4)),
         options=partial(options_at, config),
         finish=finish,
+        device=device,
         extensible=("num_stages", "eval_particles"),
     )
 

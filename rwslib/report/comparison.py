@@ -77,7 +77,7 @@ def draws(method: Callable, K: int, num: int, seed: int = 1, create_graph: bool 
     """Independent gradients in the logits, ``[num, C]``."""
     q, x = Table(small_mixture()[1].expand(num, -1)), torch.full([num], OBSERVATION).double()
     model = GMM("near", NUM_CATEGORIES).double()
-    return -grad(method(model, q, x, K, Noise(seed)).sum(), q.logits, create_graph=create_graph)[0]
+    return -grad(method(model, q, x, K, Noise(0, seed)).sum(), q.logits, create_graph=create_graph)[0]
 
 
 def with_control_variate(name: str, K: int, num_steps: int = 100, num: int = 500) -> Callable:
@@ -111,7 +111,7 @@ def discrete(name: str, K: int) -> Moments:
 def continuous(name: str, K: int, num: int = SAMPLES) -> Moments:
     """Moments of a method's gradient on the continuous problem, ``[1]`` each."""
     q, x = Gaussian(torch.full([num], 0.9).double()), torch.ones(num).double()
-    gradient = -grad(METHODS[name].function(Gaussian(), q, x, K, Noise(1, K)).sum(), q.loc)[0]
+    gradient = -grad(METHODS[name].function(Gaussian(), q, x, K, Noise(0, K)).sum(), q.loc)[0]
     return gradient.mean()[None], gradient.var()[None], num
 
 

@@ -96,6 +96,37 @@ def _keep_freed_memory() -> None:
         libc.mallopt(mmap_threshold, 2**25)
 
 
+UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and compiles longer
+
+Steps = Callable[..., tuple[dict, tuple[dict, ...]]]
+
+
+def accelerate(steps: Steps, device: str, length: int) -> Steps:
+    """The same optimiser steps, faster: compiled, and on a GPU recorded as one graph.
+
+    Args:
+        steps: ``(params, moments, iteration, *tensors [R, steps, ...]) -> (params, moments)``.
+        device: where they run.
+        length: how many steps a call usually takes.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    at_once = 1 if on_gpu else largest_divisor(length, UNROLL)
+    compiled = torch.compile(steps, fullgraph=True)
+
+    def in_pieces(params: dict, moments: tuple, iteration: Tensor, *tensors: Tensor):
+        for start in range(0, tensors[0].shape[1], at_once):
+            pieces = [tensor[:, start : start + at_once] for tensor in tensors]
+            params, moments = compiled(params, moments, iteration + start, *pieces)
+        return params, moments
+
+    return Captured(in_pieces, length) if on_gpu else in_pieces
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is not above a limit (at least 1)."""
+    return next(d for d in range(max(1, min(number, at_most)), 0, -1) if number % d == 0)
+
+
 def graph_length(number: int, at_most: int) -> int:
     """A length near a limit that leaves as little of a number of steps over as possible.
 
@@ -115,12 +146,16 @@ class Captured:
     Args:
         function: ``(params, moments, *tensors) -> (params, moments)``, on a CUDA device; its operations
             and shapes may not depend on the values of its tensors.
+        length: size of the last tensor's second axis in the calls that are recorded and replayed; others go
+            to the function itself.
     """
 
-    def __init__(self, function: Callable):
-        self.function, self.graph = function, None
+    def __init__(self, function: Callable, length: int):
+        self.function, self.length, self.graph = function, length, None
 
     def __call__(self, params: dict, moments: tuple[dict, ...], *tensors: Tensor) -> tuple[dict, tuple]:
+        if tensors[-1].shape[1] != self.length:
+            return self.function(params, moments, *tensors)
         with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
             if self.graph is None:
                 copies = [

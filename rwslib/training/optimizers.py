@@ -1,7 +1,7 @@
 """Optimisers as pure functions, so that steps of many replicates can be mapped and compiled."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -64,7 +64,38 @@ class Optimizer:
     Attributes:
         update: ``(params, grads, moments, step, learning_rate) -> (params, moments)``.
         start: what its two moments start from.
+        delays: iterations during which parameters stay as they are, by the start of their names.
     """
 
     update: Callable[..., tuple[Tensors, tuple[Tensors, Tensors]]]
     start: tuple[float, float] = (0.0, 0.0)
+    delays: Mapping[str, int] = field(default_factory=dict)
+
+
+def delayed(optimizer: Optimizer, delays: Mapping[str, int]) -> Optimizer:
+    """An optimiser that leaves some parameters as they are at first, and then starts as if training began.
+
+    Args:
+        optimizer: what steps.
+        delays: iterations by the start of names, such as ``{"q.presence": 2000}``.
+    """
+
+    def update(params, grads, moments, step, learning_rate):
+        ends = {
+            name: max((d for start, d in delays.items() if name.startswith(f"parts.{start}")), default=0)
+            for name in params
+        }
+        stepped = ({}, *({} for _ in moments))
+        for end in sorted(set(ends.values())):
+            names = [name for name in params if ends[name] == end]
+            before, *old = ({name: part[name] for name in names} for part in (params, *moments))
+            own_grads, own_step = {name: grads[name] for name in names}, (step - end).clamp_min(1)
+            value, moved = optimizer.update(before, own_grads, tuple(old), own_step, learning_rate)
+            for result, was, new in zip(stepped, (before, *old), (value, *moved), strict=True):
+                result |= {
+                    name: torch.where(step > end, new[name], was[name]) if end else new[name]
+                    for name in names
+                }
+        return stepped[0], stepped[1:]
+
+    return replace(optimizer, update=update, delays=dict(delays))

@@ -6,7 +6,7 @@ out of each function of ``rwslib.protocols``.  The numbers drawn here are no run
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
@@ -119,26 +119,27 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
     learns = any(value.requires_grad for value in parts.parameters())
     _require(learns, "build", "a function that returns something to train", "frozen parameters alone")
     names = [name for name, _ in [*parts.named_parameters(), *parts.named_buffers()]]
-    _require(not (problem.hold and problem.phases), "hold", "empty where there are phases", problem.hold)
+    delays = problem.optimizer.delays
+    _require(not (delays and problem.phases), "delays", "empty where there are phases", delays)
     for phase in problem.phases:
         fine = _whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
         _require(fine, "phases", f"phases that train some of {needed}", phase)
-    for start in problem.hold:
+    for start in delays:
         found = any(name.startswith(start) for name in names)
-        _require(found, "hold", f"the start of names of parameters, such as {names[0]!r}", start)
+        _require(found, "delays", f"the start of names of parameters, such as {names[0]!r}", start)
 
 
 # -- one call ------------------------------------------------------------------------------------------
 
 
 def try_problem(
-    problem: Any, objective: nn.Module, rows: Tensor, device: str
+    problem: Any, parts: nn.ModuleDict, rows: Tensor, device: str
 ) -> tuple[list[dict[str, int]], set[str]]:
     """Call a problem's functions once, as training does, and look at all that they return.
 
     Args:
         problem: what is to be trained.
-        objective: the modules of one replicate as its ``parts``; they stay as they are.
+        parts: the modules of one replicate; they stay as they are.
         rows: the data's turn of a first batch, ``[B]``.
         device: where the modules are.
 
@@ -149,7 +150,7 @@ def try_problem(
     Raises:
         ValueError: with one sentence that names function, shape, dtype and method.
     """
-    copies, numbers = copy.deepcopy(objective.parts), []
+    copies, numbers = copy.deepcopy(parts), []
     with global_generators(0, device) as touched, torch.enable_grad():
         for phase in (*problem.phases, None):
             noise = Noise(0, device=device)
@@ -171,7 +172,7 @@ def try_problem(
                 "from `noise`, or set mapped=False, which seeds it"
             )
     after = dict(copies.named_buffers())
-    changed = {name for name, value in objective.parts.named_buffers() if not torch.equal(value, after[name])}
+    changed = {name for name, value in parts.named_buffers() if not torch.equal(value, after[name])}
     if problem.mapped and changed:
         raise ValueError(
             f"method {problem.method.title} maps the model over replicates, but it changes its buffer "
@@ -260,28 +261,35 @@ _KINDS_OF_ERRORS = {  # what vmap and grad say, and what it means here
 }
 
 
-def try_mapped(trainer: Any, numbers: list[dict[str, int]]) -> None:
+def try_mapped(
+    objectives: Sequence[Any], numbers: list[dict[str, int]], params: dict[str, Tensor], rows: Tensor
+) -> None:
     """One gradient of one replicate, mapped as in training, in each phase.
+
+    Args:
+        objectives: one for each phase.
+        numbers: how many random numbers of each kind a step of it takes.
+        params: of the replicates, ``[R, ...]`` each.
+        rows: the data's turn of a first batch, ``[1, B]``.
 
     Raises:
         ValueError: the model cannot be mapped over replicates; one sentence says why, and what to do.
     """
-    problem, noise = trainer.problem, Noise(0, device=trainer.device)
-    first = {name: value[:1] for name, value in trainer.params.items()}
+    problem = objectives[0].problem
+    first, noise = {name: value[:1] for name, value in params.items()}, Noise(0, device=problem.device)
     advice = "set mapped=False, which takes one replicate after the other"
     if problem.method.control_variate == "variance":
         advice = "choose another method for such a model"
+    for objective, used in zip(objectives, numbers, strict=True):
 
-    def gradients(params, uniform: Tensor, normal: Tensor, rows: Tensor):
-        tape = Tape(uniform, normal)
-        return trainer.gradients(params, problem.draw_batch(tape, rows), tape, trainer._progress(0))
+        def gradients(params, uniform: Tensor, normal: Tensor, rows: Tensor, objective=objective):
+            tape = Tape(uniform, normal)
+            return objective.gradients(params, problem.draw_batch(tape, rows), tape, problem.progress(0))
 
-    for trainer.phase, used in zip((*problem.phases, None), numbers, strict=True):
-        trainer._free = trainer._names(trainer.phase)
-        tapes = noise.uniform(1, used["uniform"]), noise.normal(1, used["normal"])
-        what = _called(problem, trainer.phase)
+        drawn = noise.uniform(1, used["uniform"]), noise.normal(1, used["normal"])
+        what = _called(problem, objective.phase)
         with torch.no_grad(), mapping(what, advice, Exception):  # it did not fail alone
-            vmap(gradients)(first, *tapes, trainer._rows(1)[:1, 0])
+            vmap(gradients)(first, *drawn, rows)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from rwslib.methods import Method
@@ -12,7 +13,7 @@ from rwslib.training.optimizers import Optimizer, Tensors, adam
 from rwslib.trees import Tree
 
 if TYPE_CHECKING:
-    from rwslib.training.trainer import Trainer
+    from rwslib.training.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,28 @@ class Problem:
             offer is in ``rwslib.protocols``.  Parameters with ``requires_grad`` False stay as they are.
         draw_batch: one batch ``x [B, ...]`` from a noise source and ``rows [B]``, the data's turn in
             this epoch (empty where ``epoch`` is None); a tensor, or a tree of them (``rwslib.trees``).
-        evaluate: metrics of one replicate at an iteration, from its modules' log-densities; see
-            ``experiments/gmm.py``.  Called as ``evaluate(trainer, iteration)``; every value leads with R.
+        evaluate: metrics of the curves, called as ``evaluate(networks)`` with ``training.Networks``; every
+            value leads with R.
         learning_rate: a number, or a function of the iteration, a float64 scalar tensor from 0.
         epoch: number of data and batch size: each epoch goes through all data in a fresh order, whole
             batches only.  None where batches are drawn from a true model.
         optimizer: the rule of the steps, Adam by default.
-        hold: parameters, by the start of their name ("q.presence"), that stay as they are for so many
-            iterations.
-        phases: other losses at the start of training; not together with ``hold``.
+        phases: other losses at the start of training; not together with an optimiser that is delayed.
         mapped: map the gradient over the replicates with ``vmap`` and compile it; False takes one
             replicate after the other, for models that ``vmap`` cannot take: shapes or an ``if`` that depend
             on values, Dropout, BatchNorm, ``.sample()``.  PyTorch's, NumPy's and Python's global generators
             are seeded for each of its steps.
         options: keyword arguments of the method, given the progress in [0, 1).
-        finish: final metrics that are too expensive for the curves, called as ``finish(trainer)``.
+        finish: final metrics that are too expensive for the curves, called as ``finish(networks)``.
         extensible: fields of the configuration that change nothing before the end of training, so that
             a longer run may start from a shorter one's checkpoint; none if training depends on its length.
+        device: where the data are and the training is, any PyTorch device.
     """
 
     method: Method
     build: Callable[[], dict[str, nn.Module]]
     draw_batch: Callable[[Noise, Tensor], Tree]
-    evaluate: Callable[["Trainer", int], Tensors]
+    evaluate: Callable[["Networks"], Tensors]
     num_particles: int
     num_iterations: int
     log_every: int
@@ -72,12 +72,12 @@ class Problem:
     seed: int
     epoch: tuple[int, int] | None = None
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(adam))
-    hold: dict[str, int] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
     mapped: bool = True
     options: Callable[[Tensor], dict[str, Any]] = field(default=lambda progress: {})
-    finish: Callable[["Trainer"], Tensors] = field(default=lambda trainer: {})
+    finish: Callable[["Networks"], Tensors] = field(default=lambda networks: {})
     extensible: tuple[str, ...] = ()
+    device: str = "cpu"
 
     def losses(
         self,
@@ -95,3 +95,7 @@ class Problem:
             extra["control_variate"] = parts["control_variate"]
         options = self.options(progress)
         return self.method.function(p, q, x, self.num_particles, noise, **extra, **options)
+
+    def progress(self, iteration: int) -> Tensor:
+        """Where an iteration lies in training, a float32 scalar in [0, 1]."""
+        return torch.tensor(iteration / self.num_iterations, device=self.device)

@@ -1,0 +1,110 @@
+"""The state of training, and the file that keeps it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from rwslib import files
+from rwslib.training.optimizers import Tensors
+
+
+class Progress(NamedTuple):
+    """How far a checkpoint is: its iteration, that of the end, and the seconds it took."""
+
+    iteration: int
+    asked: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class State:
+    """All that training needs to go on.
+
+    Attributes:
+        iteration: optimiser steps taken.
+        seconds: of training so far.
+        params: parameters and changing buffers of the replicates, ``[R, ...]`` each.
+        moments: those of the optimiser, ``[R, ...]`` each.
+        curves: metrics by name, one array for each log.
+    """
+
+    iteration: int
+    seconds: float
+    params: Tensors
+    moments: tuple[Tensors, ...]
+    curves: dict[str, list[np.ndarray]]
+
+    def save(self, path: Path, asked: int) -> None:
+        """Write the state atomically (safetensors; nothing is pickled).
+
+        Args:
+            asked: iterations of the whole run.
+        """
+        content = {f"params/{name}": value for name, value in self.params.items()}
+        for i, moment in enumerate(self.moments):
+            content |= {f"moment{i}/{name}": value for name, value in moment.items()}
+        for name, values in self.curves.items():
+            content[f"curve/{name}"] = torch.from_numpy(np.stack(values))
+        metadata = {"iteration": self.iteration, "asked": asked, "seconds": self.seconds}
+        serialized = safetensors.torch.save(
+            {name: value.contiguous().cpu() for name, value in content.items()},
+            {name: str(value) for name, value in metadata.items()} | files.UNSEALED,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            files.write_sealed(temporary, serialized)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path, device: str) -> "State":
+        """Read a state that has the names of this one.
+
+        Raises:
+            ValueError: the file is not a whole checkpoint of this problem.
+        """
+        try:
+            # copied: from an unaligned address matrix products round otherwise
+            content = {
+                name: value.to(device, copy=True)
+                for name, value in safetensors.torch.load(files.read_sealed(path)).items()
+            }
+            iteration, _, seconds = peek(path)
+            return State(
+                iteration,
+                seconds,
+                {name: content[f"params/{name}"] for name in self.params},
+                tuple(
+                    {name: content[f"moment{i}/{name}"] for name in moment}
+                    for i, moment in enumerate(self.moments)
+                ),
+                {
+                    name.removeprefix("curve/"): list(value.cpu().numpy())
+                    for name, value in content.items()
+                    if name.startswith("curve/")
+                },
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {path} is damaged ({error}); delete it to start this run again"
+            ) from error
+
+
+def peek(path: Path) -> Progress:
+    """How far a checkpoint is, of which no more is read.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    metadata = files.metadata(path)
+    asked = metadata.get("asked")
+    return Progress(
+        int(metadata["iteration"]), None if asked is None else int(asked), float(metadata["seconds"])
+    )
