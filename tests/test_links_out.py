@@ -64,3 +64,9 @@ def test_the_citation_is_bibtex_of_the_book_and_the_paper(url):
     assert list(entries) == ["rwslib", "le2019revisiting"]
     assert entries["rwslib"].fields.get("url") == url
     assert entries["rwslib"].persons["author"]
+
+
+def test_without_git_the_book_has_no_buttons_of_a_repository(monkeypatch, tmp_path):
+    monkeypatch.delenv("RWSLIB_REPOSITORY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no program at all
+    assert build_book.repository_url() is None
