@@ -499,7 +499,7 @@ def test_what_a_killed_process_leaves_is_no_lock_and_is_cleared_away(tmp_path):
     with records.lock(plain, tmp_path, wait=False) as held:
         assert not held
     (place.parent / f".{place.name}.abc").mkdir()
-    place.with_suffix(".12345").write_text("half a checkpoint")
+    (place.parent / f".{place.name}.checkpoint.12345").write_text("half a checkpoint")
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     with records.lock(plain, tmp_path, wait=False) as held:

@@ -13,7 +13,7 @@ import yaml
 from rwslib import __main__ as cli
 from rwslib import records
 from rwslib.commands import sweep
-from rwslib.experiments import CONFIGS, AIRConfig, GMMConfig, VAEConfig, configuration, modules, run, vae
+from rwslib.experiments import EXPERIMENTS, AIRConfig, GMMConfig, VAEConfig, configuration, modules, run, vae
 from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import METHODS
 from rwslib.noise import Noise
@@ -122,10 +122,10 @@ def test_equal_configurations_have_equal_keys_in_every_field(config):
 
 
 def test_the_fields_of_all_configurations_were_tried():
-    for experiment, config in CONFIGS.items():
+    for experiment, row in EXPERIMENTS.items():
         full = [asdict(given) for given in FULL if given.experiment == experiment]
         assert {name for given in full for name in given if given[name] is not None} == set(
-            get_type_hints(config)
+            get_type_hints(row.config)
         )
 
 

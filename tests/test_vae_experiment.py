@@ -11,7 +11,7 @@ from resuming import assert_resumes, assert_same_run, record_steps
 
 from rwslib import data, records
 from rwslib.evaluation import active_units
-from rwslib.experiments import CONFIGS, VAEConfig, run, stored, vae
+from rwslib.experiments import EXPERIMENTS, VAEConfig, run, stored, vae
 from rwslib.methods import METHODS, usable
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise, Tape
@@ -98,7 +98,7 @@ def test_the_mixture_weight_is_filled_in_where_it_applies():
 def test_a_configuration_is_plain_and_comes_back():
     config = VAEConfig("wws", 8, dataset="digits", precision="bfloat16")
     assert json.loads(json.dumps(asdict(config))) == asdict(config)
-    assert CONFIGS["vae"](**asdict(config)) == config
+    assert EXPERIMENTS["vae"].config(**asdict(config)) == config
 
 
 def test_the_methods_are_all_that_a_continuous_latent_allows():

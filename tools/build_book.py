@@ -14,19 +14,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
-from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import yaml
 from glossary_links import glossary_terms, link_terms
-from papermill.exceptions import PapermillExecutionError
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 
-from rwslib.commands.rerun import check
-from rwslib.commands.rerun import parameters as declared
+from rwslib import files
+from rwslib.commands import rerun
+from rwslib.experiments.common import known_name, require
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -46,77 +45,55 @@ def toc_notebooks() -> list[str]:
     return names
 
 
-def read_mapping(path: Path) -> Parameters:
-    """A YAML file that holds a mapping; an empty file is an empty mapping."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SystemExit(f"The parameter file {path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise SystemExit(f"The parameter file {path} must hold a mapping of names to values.")
-    return content
-
-
-def check_name(name: str, known: set[str], where: str) -> None:
-    """Refuse a parameter that no notebook would read, before anything runs."""
-    if name not in known:
-        close = get_close_matches(str(name), known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        allowed = ", ".join(sorted(known)) or "none"
-        raise SystemExit(f"Unknown parameter {name!r} in {where}{hint}; known are: {allowed}.")
-
-
-def reader_parameters(given: Parameters, known: dict[str, set[str]], where: str) -> dict[str, Parameters]:
+def reader_parameters(given: Parameters, names: list[str]) -> dict[str, Parameters]:
     """Sort a reader's parameters by notebook.
 
     A name at the top level goes to every notebook that knows it; below a notebook's name, to that one only.
     """
-    chosen: dict[str, Parameters] = {name: {} for name in known}
-    flat = {key: value for key, value in given.items() if key not in known}
-    for key, value in flat.items():
-        check_name(key, set().union(*known.values()), where)
-        for name in known:
+    known = {name: rerun.parameters(source(name)) for name in names}
+    chosen: dict[str, Parameters] = {name: {} for name in names}
+    for key, value in given.items():
+        if key in known:
+            continue
+        known_name(key, dict.fromkeys(chain(*known.values(), names)), "parameter")
+        for name in names:
             if key in known[name]:
                 chosen[name][key] = value
     for name in given.keys() & known.keys():
-        if not isinstance(given[name], dict):
-            raise SystemExit(f"{name!r} in {where} must hold a mapping of parameter names to values.")
-        for key in given[name]:
-            check_name(key, known[name], f"{where}, below {name}")
+        require(isinstance(given[name], dict), name, "a mapping of names to values", given[name])
         chosen[name] |= given[name]
     return chosen
 
 
 def choose_parameters(names: list[str], scale: str, params: Path | None) -> dict[str, Parameters]:
-    """The parameters of every notebook: those of the scale, then the reader's own."""
-    known = {name: set(papermill.inspect_notebook(ROOT / f"notebooks/{name}.ipynb")) for name in names}
-    chosen: dict[str, Parameters] = {name: {} for name in names}
-    for name in names:
-        path = ROOT / f"notebooks/parameters/{name}-{scale}.yaml"
-        if path.exists():
-            chosen[name] = read_mapping(path)
-            for key in chosen[name]:
-                check_name(key, known[name], str(path.relative_to(ROOT)))
-        elif scale != "paper" and known[name]:
-            raise SystemExit(f"There is no {path.relative_to(ROOT)}, which the scale {scale!r} needs.")
-    if params:
-        own = reader_parameters(read_mapping(params), known, str(params))
-        chosen = {name: checked(name, chosen[name] | own[name], params) for name in names}
-    return {name: drop_defaults(name, values) for name, values in chosen.items()}
+    """The parameters of every notebook: those of the scale, then the reader's own; none is a default.
 
-
-def checked(name: str, values: Parameters, where: Path) -> Parameters:
-    """The values as the notebook takes them, such as 3e-3, which YAML reads as text."""
+    Raises:
+        SystemExit: a parameter is refused, as ``python -m rwslib run`` would.
+    """
+    where = "parameters"
     try:
-        return check(ROOT / f"notebooks/{name}.ipynb", values)
-    except ValueError as error:
-        raise SystemExit(f"{where}, for {name}: {error}") from None
+        chosen = {}
+        for name in names:  # a notebook without parameters has no scales
+            chosen[name] = rerun.choose(source(name), scale=scale if rerun.parameters(source(name)) else None)
+        if params:
+            where = str(params)
+            own = reader_parameters(rerun.read_mapping(params), names)
+            for name in names:
+                where = f"{params}, for {name}"
+                chosen[name] = rerun.check(source(name), chosen[name] | own[name])
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{where}: {error}") from None
+    # without a parameter papermill adds no cell of them
+    return {
+        name: {key: v for key, v in values.items() if v != rerun.parameters(source(name))[key].default}
+        for name, values in chosen.items()
+    }
 
 
-def drop_defaults(name: str, values: Parameters) -> Parameters:
-    """The parameters that differ from the notebook's own; without any, papermill adds no cell of them."""
-    known = declared(ROOT / f"notebooks/{name}.ipynb")
-    return {key: value for key, value in values.items() if value != known[key].default}
+def source(name: str) -> Path:
+    """The notebook of this name, as committed."""
+    return ROOT / f"notebooks/{name}.ipynb"
 
 
 def stage_sources() -> None:
@@ -197,22 +174,11 @@ def cite_box(url: str | None, year: str) -> str:
 def execute(name: str, parameters: Parameters) -> str | None:
     """Execute one notebook into the staging folder; return what went wrong, if anything did."""
     target = STAGE / f"notebooks/{name}.ipynb"
-    pattern = str(target).replace("{", "{{").replace("}", "}}")  # papermill fills in what stands in braces
-    source = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     try:
-        papermill.execute_notebook(
-            source,
-            pattern,
-            parameters,
-            kernel_name="python3",
-            progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],  # else each kernel remarks on its transport
-        )
-    except PapermillExecutionError as error:
-        kept = f"The cells up to there are in {target.relative_to(ROOT)}."
-        return f"{name} failed with {error.ename}: {error.evalue}\n{kept}"
+        rerun.run_cells(source(name), target, parameters, STAGE / "notebooks", progress_bar=False)
     except Exception as error:
-        return f"{name} could not be executed: {type(error).__name__}: {error}"
+        kept = f" (the cells up to there are in {target.relative_to(ROOT)})"
+        return f"{name} stopped with {rerun.in_a_line(error)}{kept}"
     notebook = nbformat.read(target, as_version=4)
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     for cell, linked in zip(prose, link_terms([cell.source for cell in prose], TERMS), strict=True):
@@ -268,11 +234,7 @@ def main() -> None:
             folder.mkdir(parents=True)
             os.environ[variable] = str(folder)
     os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
-    for variable in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED", "RWSLIB_DATA"):  # kernels work in another folder
-        if value := os.environ.get(variable):
-            os.environ[variable] = str(Path(value).expanduser().absolute())
-    # The library of this checkout, whatever is installed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    files.settle_environment()  # kernels work in another folder
 
     # Threads, because kernels that different processes start together can pick the same port; the working
     # directory is theirs together.  The last chapters take longest, so they come first.

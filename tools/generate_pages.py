@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 
 from rwslib import records
-from rwslib.experiments.vae import epochs_after
+from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report.claims import listed
 from rwslib.report.comparison import comparison
@@ -163,14 +163,10 @@ def drill_table(file: str, *drills: str) -> str:
     return f"Run on {', '.join(map(text, where))}.\n\n{table(['drill', 'what', 'number'], rows)}"
 
 
-EXPERIMENTS = {"gmm": "Gaussian mixture", "vae": "continuous model", "air": "attend, infer, repeat"}
-
-
 def length(config: dict[str, Any]) -> str:
     """How long a run trains."""
-    if "num_stages" in config:
-        return f"{epochs_after(config['num_stages']):,} epochs"
-    return f"{config['num_iterations']:,} iterations"
+    row = EXPERIMENTS[config["experiment"]]
+    return f"{row.length(config):,} {row.paper_length[1]}"
 
 
 def span(values: list[float]) -> str:
@@ -186,7 +182,7 @@ def times_table() -> str:
     groups: dict[tuple, list[records.RunRecord]] = {}
     for record in found:
         on_gpu = "on a GPU" if "accelerator" in record.provenance["hardware"] else None
-        what = EXPERIMENTS[record.config["experiment"]], record.config.get("dataset"), on_gpu
+        what = EXPERIMENTS[record.config["experiment"]].title, record.config.get("dataset"), on_gpu
         group = ", ".join(filter(None, what)), length(record.config), str(record.config["num_runs"])
         groups.setdefault(group, []).append(record)
     rows = []
@@ -214,7 +210,7 @@ def machines() -> str:
         where = text(hardware.get("accelerator") or hardware["processor"])
         places[record.config["experiment"]][where] += 1
     counts = {
-        EXPERIMENTS[name]: [f"{count} records on {where}" for where, count in found.most_common()]
+        EXPERIMENTS[name].title: [f"{count} records on {where}" for where, count in found.most_common()]
         for name, found in places.items()
         if found
     }
@@ -270,7 +266,7 @@ def cards(notebooks: Sequence[Path]) -> str:
     """One card a chapter: what it is about, the bar and the verdicts of its claims, its last finding."""
     parts = []
     for notebook in notebooks:
-        title = EXPERIMENTS[notebook.stem.split("_")[1]]
+        (title,) = (row.title for row in EXPERIMENTS.values() if row.chapter == notebook.stem)
         last = finding(notebook).splitlines()[-1].removeprefix("- ")
         parts += [
             ":::{div} landing-card",

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,11 +12,6 @@ import numpy as np
 from rwslib import records
 from rwslib.records import RunRecord
 
-HEADLINES = {  # the final values that tell most
-    "gmm": ("prior_l2", "posterior_l2"),
-    "vae": ("log_marginal", "kl_q_p"),
-    "air": ("log_marginal", "count_accuracy"),
-}
 PROVENANCE = ("commit", "date", "device", "format", "hardware", "seconds", "versions")
 _COLUMNS = "{:16}  {:10}  {:18}  {:>4}  {:>4}  {:>17}  {:10}  {:>9}  {}"
 
@@ -74,13 +69,17 @@ def find(key: str, results_dir: Path | None = None) -> RunRecord:
 
 def table(results_dir: Path | None = None, own: bool = False) -> Iterator[str]:
     """Lines that say what both stores hold, or with ``own`` that of new records."""
+    from rwslib.experiments import EXPERIMENTS  # with torch, which the other commands of records do without
+
     yield _COLUMNS.format(
         "key", "experiment", "method", "K", "runs", "iterations", "date", "seconds", "medians, settings"
     )
     for path in folders(results_dir, own):
-        names = HEADLINES.get(path.parent.name, ())  # a store's folders are named after experiments
+        row = EXPERIMENTS.get(path.parent.name)  # a store's folders are named after experiments
+        names = row.headline if row else ()
         try:
-            yield _line(records.load(path, {*names, *(f"{name}_final" for name in names), "iteration"}))
+            wanted = {*names, *(f"{name}_final" for name in names), "iteration"}
+            yield _line(records.load(path, wanted), names)
         except (ValueError, KeyError) as error:
             yield f"{path.name:16}  {error}"
     for path in sorted(stores(results_dir)[-1].glob("[!.]*/*.checkpoint")):
@@ -88,10 +87,10 @@ def table(results_dir: Path | None = None, own: bool = False) -> Iterator[str]:
             yield line
 
 
-def _line(record: RunRecord) -> str:
+def _line(record: RunRecord, headline: Sequence[str]) -> str:
     config, values = record.config, finals(record.metrics)
     done = int(record.metrics["iteration"][-1])
-    shown = [f"{name} {np.median(values[name]):.4g}" for name in HEADLINES[config["experiment"]]]
+    shown = [f"{name} {np.median(values[name]):.4g}" for name in headline]
     settings = ("dataset", "num_stages", "init", "hidden", "delta")
     shown += [f"{name} {config[name]}" for name in settings if config.get(name) is not None]
     return _COLUMNS.format(

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
 from rwslib import files, records
-from rwslib.experiments import CONFIGS
-from rwslib.experiments.common import known_name, read_number, require
-from rwslib.experiments.own_model import OwnModelConfig
+from rwslib.experiments.common import known_name, options_of, read_number, require
+from rwslib.methods import METHODS, usable
 from rwslib.training.acceleration import check_device
 
 NOTEBOOKS = files.ROOT / "notebooks"
@@ -190,31 +190,38 @@ def fitted(name: str, value: Any, kind: str, each: str = "") -> Any:
 
 
 def _check_experiment(notebook: Path, values: Mapping[str, Any]) -> None:
-    """Refuse values that the experiment of a notebook (``02_gmm``) would refuse, before a kernel starts."""
+    """Refuse values that the notebook's configuration would refuse, before a kernel starts."""
     if "device" in values:
         check_device(values["device"])
-    configs = {**CONFIGS, "your_own_model": OwnModelConfig}
-    config = configs.get(notebook.stem.partition("_")[2])
-    if config is None or not {"methods", "num_particles"} <= values.keys():
+    config = configured(notebook)
+    if config is None:
         return
     for name in ("methods", "num_particles"):
         require(values[name], name, "a list of at least one", values[name])
-    fields = {name: value for name, value in values.items() if name in config.__dataclass_fields__}
+    known = usable(*config.offers)
     for method in values["methods"]:
+        require(method in known, "methods", f"one of {known} for this model", method)
+        # the notebook gives an option only to the methods that have it
+        unused = set(options_of(config)) - METHODS[method].options.keys()
+        names = {f.name for f in fields(config)} & values.keys() - unused
+        given = {name: values[name] for name in names} | {"method": method}
         for num_particles in values["num_particles"]:
-            _configure(config, {**fields, "method": method, "num_particles": num_particles})
+            config(**given | {"num_particles": num_particles})
 
 
-def _configure(config: type, fields: dict[str, Any]) -> None:
+def configured(notebook: Path) -> type | None:
+    """The type of the configurations that a notebook makes of its parameters, as its metadata name it."""
+    name = read(notebook).metadata.get("configuration")
+    if name is None:
+        return None
+    module, _, config = str(name).rpartition(".")
     try:
-        config(**fields)
-    except ValueError as error:
-        message = str(error)
-        unused = re.match(r"(\w+) must be None for method", message)
-        if unused:  # the notebook gives an option only to the methods that have it
-            _configure(config, {name: value for name, value in fields.items() if name != unused[1]})
-        else:
-            raise ValueError(re.sub(r"^method ", "methods ", message)) from None
+        return getattr(importlib.import_module(f"rwslib.experiments.{module}"), config)
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"configuration in the metadata of {notebook.name} must be a class in rwslib.experiments, "
+            f"such as 'gmm.GMMConfig', got {name!r}"
+        ) from None
 
 
 def inputs(notebook: Path) -> dict[str, str]:
@@ -263,15 +270,7 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> Path:
     temporary = executed.with_name(f".{executed.stem}.{os.getpid()}.ipynb")
     try:
         with files.naming(temporary), _interrupts_reach_the_kernel() as (interrupted, options):
-            papermill.execute_notebook(
-                *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, temporary)),
-                dict(values),
-                kernel_name="python3",
-                language="python",
-                cwd=str(notebook.parent),
-                extra_arguments=["--log-level=ERROR"],  # else the kernel remarks on its transport
-                **options,
-            )
+            run_cells(notebook, temporary, values, notebook.parent, **options)
         temporary.replace(executed)
     except (PapermillExecutionError, RuntimeError) as error:  # the latter: the kernel died
         if interrupted:
@@ -279,9 +278,8 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> Path:
         kept = executed.with_suffix(".failed.ipynb")
         if temporary.exists():
             temporary.replace(kept)
-        what = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
         raise ValueError(
-            f"{notebook.stem} stopped with {what.splitlines()[0]}; the cells up to there are in {kept}"
+            f"{notebook.stem} stopped with {in_a_line(error)}; the cells up to there are in {kept}"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -296,6 +294,25 @@ def execute(notebook: Path, values: Mapping[str, Any]) -> Path:
         with files.naming(beside):
             beside.write_text(text, encoding="utf-8")
     return executed
+
+
+def run_cells(source: Path, executed: Path, values: Mapping[str, Any], cwd: Path, **options: Any) -> None:
+    """Let papermill execute a notebook at checked parameters, in a kernel that works in a folder."""
+    papermill.execute_notebook(
+        *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)),  # it fills braces
+        dict(values),
+        kernel_name="python3",
+        language="python",
+        cwd=str(cwd),
+        extra_arguments=["--log-level=ERROR"],  # else the kernel remarks on its transport
+        **options,
+    )
+
+
+def in_a_line(error: Exception) -> str:
+    """What stopped an execution: the error of a cell, or that of the kernel."""
+    what = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else str(error)
+    return what.splitlines()[0]
 
 
 @contextmanager

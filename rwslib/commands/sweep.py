@@ -22,7 +22,7 @@ import yaml
 
 from rwslib import files, records
 from rwslib.commands import inspection
-from rwslib.experiments import CONFIGS
+from rwslib.experiments import EXPERIMENTS
 from rwslib.experiments.common import known_name, plain_value, require
 from rwslib.training.acceleration import check_device
 from rwslib.training.trainer import COMPILE_FROM
@@ -52,14 +52,15 @@ def configuration(fields: Mapping[str, Any]) -> Any:
     """The configuration of one row, checked."""
     fields = dict(fields)
     experiment = fields.pop("experiment", None)
-    known = isinstance(experiment, str) and experiment in CONFIGS
-    require(known, "experiment", f"one of {list(CONFIGS)}", experiment)
-    kinds = get_type_hints(CONFIGS[experiment])
+    known = isinstance(experiment, str) and experiment in EXPERIMENTS
+    require(known, "experiment", f"one of {list(EXPERIMENTS)}", experiment)
+    config = EXPERIMENTS[experiment].config
+    kinds = get_type_hints(config)
     for name, value in fields.items():
         known_name(name, kinds, "field")
         fields[name] = plain_value(value, kinds[name], text=True)
     try:
-        return CONFIGS[experiment](**fields)
+        return config(**fields)
     except TypeError as error:  # a required field is missing, or a mapping stands where a value should
         raise ValueError(f"a {experiment} run cannot be made of {fields}: {error}") from None
 
@@ -112,7 +113,7 @@ def batches(runs: Sequence[Any], jobs: int) -> list[list[Any]]:
 
     So starting Python costs little of each.
     """
-    short = [c for c in runs if c.experiment == "gmm" and c.num_iterations < COMPILE_FROM]
+    short = [c for c in runs if EXPERIMENTS[c.experiment].small and c.num_iterations < COMPILE_FROM]
     size = max(1, min(LARGEST_BATCH, -(-len(short) // jobs)))
     long = [[config] for config in runs if config not in short]
     return long + [short[start : start + size] for start in range(0, len(short), size)]

@@ -1,7 +1,9 @@
 """What a run of each experiment is, and the one call that loads a run's record or trains it."""
 
 import sys
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
 from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
-from rwslib.training import Trainer
+from rwslib.training import Problem, Trainer
 from rwslib.training.acceleration import check_device, single_thread
 
 __all__ = [
-    "CONFIGS",
+    "EXPERIMENTS",
     "AIRConfig",
+    "Experiment",
     "GMMConfig",
     "VAEConfig",
     "configuration",
@@ -30,20 +33,85 @@ __all__ = [
     "train",
 ]
 
-CONFIGS = {"gmm": GMMConfig, "vae": VAEConfig, "air": AIRConfig}
-
-_PROBLEMS = {"gmm": gmm.problem, "vae": vae.problem, "air": air.problem}
+Config = GMMConfig | VAEConfig | AIRConfig
 
 
-def configuration(plain: dict[str, Any]) -> GMMConfig | VAEConfig | AIRConfig:
+@dataclass(frozen=True)
+class Experiment:
+    """All that anything must know of an experiment.
+
+    Attributes:
+        title: in tables of the book.
+        section: of the paper.
+        chapter: name of its notebook.
+        config: type of its configurations.
+        problem: what is trained, of a configuration and a device.
+        networks: the modules of one replicate, of a configuration.
+        headline: names of the final values that tell most.
+        length: how long a run trains, of a configuration's plain values, in the unit of ``paper_length``.
+        paper_length: the paper's, and its unit.
+        small: whether starting Python takes longer than many a run, so that short runs share a job.
+    """
+
+    title: str
+    section: str
+    chapter: str
+    config: type
+    problem: Callable[[Any, str], Problem]
+    networks: Callable[[Any], dict[str, nn.Module]]
+    headline: tuple[str, ...]
+    length: Callable[[Mapping[str, Any]], int]
+    paper_length: tuple[int, str]
+    small: bool = False
+
+
+EXPERIMENTS = {
+    "gmm": Experiment(
+        title="Gaussian mixture",
+        section="4.3",
+        chapter="02_gmm",
+        config=GMMConfig,
+        problem=gmm.problem,
+        networks=gmm.build,
+        headline=("prior_l2", "posterior_l2"),
+        length=itemgetter("num_iterations"),
+        paper_length=(100_000, "iterations"),
+        small=True,
+    ),
+    "vae": Experiment(
+        title="continuous model",
+        section="4.2",
+        chapter="03_vae",
+        config=VAEConfig,
+        problem=vae.problem,
+        networks=lambda config: vae.build(),
+        headline=("log_marginal", "kl_q_p"),
+        length=lambda plain: vae.epochs_after(plain["num_stages"]),
+        paper_length=(vae.epochs_after(vae.PAPER_STAGES), "epochs"),
+    ),
+    "air": Experiment(
+        title="attend, infer, repeat",
+        section="4.1",
+        chapter="04_air",
+        config=AIRConfig,
+        problem=air.problem,
+        networks=air.build,
+        headline=("log_marginal", "count_accuracy"),
+        length=itemgetter("num_iterations"),
+        paper_length=(2_000_000, "iterations"),
+    ),
+}
+
+
+def configuration(plain: dict[str, Any]) -> Config:
     """The configuration of a record, from its plain values; the inverse of ``records.plain``."""
-    config = CONFIGS[plain["experiment"]]
+    config = EXPERIMENTS[plain["experiment"]].config
     before = {f.name: f.metadata["before"] for f in fields(config) if "before" in f.metadata}
     return config(**before | plain)
 
 
 def stored(
-    config: GMMConfig | VAEConfig | AIRConfig,
+    config: Config,
     results_dir: str | Path | None = None,
     fewer_runs: bool = False,
 ) -> RunRecord | None:
@@ -58,7 +126,7 @@ def stored(
 
 
 def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
-    """The trained networks of one replicate of a record of ``vae`` or ``air``, computing in float32.
+    """The trained networks of one replicate of a record, computing in float32.
 
     Raises:
         FileNotFoundError: the record was published without its weights.
@@ -66,7 +134,7 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
     """
     arrays = record.weights()
     config = configuration(record.config)
-    parts = vae.build() if config.experiment == "vae" else air.build(config)
+    parts = EXPERIMENTS[config.experiment].networks(config)
     with torch.no_grad():
         for name, part in parts.items():
             for key, value in part.named_parameters():
@@ -75,7 +143,7 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
 
 
 def run(
-    config: GMMConfig | VAEConfig | AIRConfig,
+    config: Config,
     results_dir: str | Path | None = None,
     device: str = "cpu",
     progress: bool | None = None,
@@ -102,7 +170,7 @@ def run(
 
 
 def train(
-    config: GMMConfig | VAEConfig | AIRConfig,
+    config: Config,
     results_dir: str | Path | None = None,
     device: str = "cpu",
     progress: bool | None = None,
@@ -120,14 +188,14 @@ def train(
 
 
 def _train(
-    config: GMMConfig | VAEConfig | AIRConfig,
+    config: Config,
     plain: dict[str, Any],
     store: Path,
     device: str,
     progress: bool | None,
 ) -> RunRecord:
     records.source()  # now, because the checkout may change while this trains
-    trainer = Trainer(_PROBLEMS[config.experiment](config, device), range(config.num_runs))
+    trainer = Trainer(EXPERIMENTS[config.experiment].problem(config, device), range(config.num_runs))
     # fields that change nothing before the end: a longer run goes on where a shorter one ended
     trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}
     checkpoint = records.folder(trained, store).with_suffix(".checkpoint")

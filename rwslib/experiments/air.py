@@ -1,7 +1,7 @@
 """Attend, infer, repeat (paper section 4.1): configuration, training problem, metrics."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from rwslib import data
 from rwslib.estimators import normalized_weights, sleep_phi_loss
 from rwslib.evaluation import importance_estimates
-from rwslib.experiments.common import check_common, options_at, require, require_int, require_number
+from rwslib.experiments.common import (
+    check_common,
+    checked,
+    choice,
+    each,
+    number,
+    one_of,
+    options_at,
+    require,
+    whole,
+)
 from rwslib.methods import METHODS
 from rwslib.models.air import (
     CANVAS,
@@ -73,69 +83,46 @@ class AIRConfig:
 
     method: str
     num_particles: int
-    dataset: str = "mnist"
-    num_iterations: int = 30_000
+    dataset: str = checked(one_of(data.DATASETS), "mnist")
+    num_iterations: int = checked(whole(1), 30_000)
     num_runs: int = 1
     batch_size: int = 64
-    optimizer: str = "adam"
+    optimizer: str = checked(one_of(OPTIMIZERS), "adam")
     learning_rate: float = 5e-4
-    decay_at: tuple[float, ...] = (0.7, 0.9)
-    eval_particles: int = 5000
-    eval_scenes: int = 1000
+    decay_at: tuple[float, ...] = checked(each(number(0, 1), "a list of fractions"), (0.7, 0.9))
+    eval_particles: int = checked(whole(1), 5000)
+    eval_scenes: int = checked(whole(2), 1000)
     seed: int = 1
-    dream_iterations: int = field(default=600, metadata={"before": 0})
-    sorted_dreams: bool = field(default=True, metadata={"before": False})
-    warmup_iterations: int = 0
-    presence_logit: float = 0.5
-    shift_sd: float = 0.5
+    dream_iterations: int = checked(whole(0), 600, before=0)
+    sorted_dreams: bool = checked(choice(True, False), True, before=False)
+    warmup_iterations: int = checked(whole(0), 0)
+    presence_logit: float = checked(number(-20, 20), 0.5)
+    shift_sd: float = checked(number(MIN_SD, 100), 0.5)
     scale_prior: tuple[float, float] = (-0.4, 0.1)
-    background: float = -5.0
-    learn_count: bool = True
-    pixel_sd: float | None = None
+    background: float = checked(number(-100, 100), -5.0)
+    learn_count: bool = checked(choice(True, False), True)
+    pixel_sd: float | None = checked(number(0, 100), None)
     center_weights: bool | None = None
     delta: float | None = None
     wake_weight: float | None = None
     experiment: str = "air"
+    offers = OFFERS  # of the class, no field
 
     def __post_init__(self):
-        check_common(self, *OFFERS)
-        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
-        require_int("num_iterations", self.num_iterations, 1)
-        require(self.optimizer in list(OPTIMIZERS), "optimizer", f"one of {list(OPTIMIZERS)}", self.optimizer)
-        require(isinstance(self.decay_at, list | tuple), "decay_at", "a list of fractions", self.decay_at)
-        for fraction in self.decay_at:
-            require_number("decay_at", fraction, 0, 1)
-        require_int("eval_particles", self.eval_particles, 1)
-        require_int("eval_scenes", self.eval_scenes, 2)
+        check_common(self)
         limit = data.NUM_SCENES["test"]
         require(
             self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
         )
-        require_int("dream_iterations", self.dream_iterations, 0)
-        require_int("warmup_iterations", self.warmup_iterations, 0)
-        require(isinstance(self.sorted_dreams, bool), "sorted_dreams", "true or false", self.sorted_dreams)
-        require(
-            self.num_iterations > self.dream_iterations,
-            "num_iterations",
-            f"above the {self.dream_iterations} of dream_iterations",
-            self.num_iterations,
-        )
-        require(
-            not (self.dream_iterations and self.warmup_iterations),
-            "warmup_iterations",
-            "0 where dreams come first",
-            self.warmup_iterations,
-        )
-        require_number("presence_logit", self.presence_logit, -20, 20)
-        require_number("shift_sd", self.shift_sd, MIN_SD, 100)
+        dreams = self.dream_iterations
+        longer = self.num_iterations > dreams
+        require(longer, "num_iterations", f"above the {dreams} of dream_iterations", self.num_iterations)
+        one_start = not (dreams and self.warmup_iterations)
+        require(one_start, "warmup_iterations", "0 where dreams come first", self.warmup_iterations)
         pair = isinstance(self.scale_prior, list | tuple) and len(self.scale_prior) == 2
         require(pair, "scale_prior", "a pair (mean, standard deviation)", self.scale_prior)
-        require_number("scale_prior", self.scale_prior[0], -math.inf)
-        require_number("scale_prior", self.scale_prior[1], 0)
-        require_number("background", self.background, -100, 100)
-        require(isinstance(self.learn_count, bool), "learn_count", "true or false", self.learn_count)
-        if self.pixel_sd is not None:
-            require_number("pixel_sd", self.pixel_sd, 0, 100)
+        number(-math.inf)("scale_prior", self.scale_prior[0])
+        number(0)("scale_prior", self.scale_prior[1])
 
 
 class Baseline(nn.Module):

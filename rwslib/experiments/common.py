@@ -1,16 +1,18 @@
-"""Checks that the configurations of all experiments share."""
+"""What a configuration's fields may be, declared with them, and the checks that all configurations share."""
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
+from functools import partial
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor
 
-from rwslib.methods import METHODS, usable
+from rwslib.methods import METHODS, Option, usable
 from rwslib.noise import check_seed
 
 
@@ -27,17 +29,51 @@ def known_name(name: Any, known: Collection[str], what: str) -> None:
     require(name in known, what, f"one of {list(known)}{hint}", name)
 
 
-def require_int(name: str, value: Any, at_least: int) -> None:
-    """Refuse anything but a whole number that is large enough."""
+def require_int(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
+    """Refuse anything but a whole number in a range."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= at_least, name, f"a whole number of at least {at_least}", value)
+    require(value <= at_most, name, f"at most {at_most}", value)
 
 
-def require_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Refuse anything but a number strictly between two limits."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    allowed = f"a number above {low:g}" if high == math.inf else f"a number between {low:g} and {high:g}"
-    require(number and low < value < high, name, allowed, value)
+Check = Callable[[str, Any], None]  # of a name and a value; raises ``ValueError``
+
+
+def checked(check: Check, default: Any = MISSING, **metadata: Any) -> Any:
+    """A field of a configuration with the check of its values; None passes where it is the default."""
+    return field(default=default, metadata={"check": check, **metadata})
+
+
+def whole(at_least: int, at_most: float = math.inf) -> Check:
+    """The check of a whole number in a range."""
+    return partial(require_int, at_least=at_least, at_most=at_most)
+
+
+def number(above: float, below: float = math.inf) -> Check:
+    """The check of a number strictly between two limits."""
+    return Option(None, above, below).check
+
+
+def choice(*values: Any) -> Check:
+    """The check of a few values."""
+    return Option(None, choices=values).check
+
+
+def one_of(names: Collection[str]) -> Check:
+    """The check of the names of a table."""
+    return lambda name, value: require(value in list(names), name, f"one of {list(names)}", value)
+
+
+def each(check: Check, what: str, count: int | None = None) -> Check:
+    """The check of a list of values, called what, in a message, and of so many."""
+
+    def check_all(name: str, value: Any) -> None:
+        fits = isinstance(value, list | tuple) and count in (None, len(value))
+        require(fits, name, what, value)
+        for item in value:
+            check(name, item)
+
+    return check_all
 
 
 def plain_value(value: Any, kind: Any, text: bool = False) -> Any:
@@ -80,34 +116,34 @@ def fit_fields(config: Any) -> None:
         object.__setattr__(config, name, plain_value(getattr(config, name), kind))
 
 
-def check_common(config: Any, *offers: str) -> None:
+def check_common(config: Any) -> None:
     """Fit all fields, check those that every configuration has, and give the method's options their values.
 
-    Args:
-        *offers: what the model has for methods, see ``rwslib.methods.usable``.
+    ``config.offers`` is what the model has for methods, see ``rwslib.methods.usable``.
     """
     fit_fields(config)
     if hasattr(config, "experiment"):
         default = type(config).experiment
         require(config.experiment == default, "experiment", repr(default), config.experiment)
-    known = usable(*offers)
+    known = usable(*config.offers)
     allowed = f"one of {known} for this model"
     require(isinstance(config.method, str) and config.method in known, "method", allowed, config.method)
     method = METHODS[config.method]
-    require_int("num_runs", config.num_runs, 1)
     check_seed(config.seed)
-    require_int("batch_size", config.batch_size, 1)
-    require_number("learning_rate", config.learning_rate, 0)
-    require_int("num_particles", config.num_particles, 1)
+    for name in ("num_runs", "batch_size", "num_particles"):
+        require_int(name, getattr(config, name), 1)
+    number(above=0)("learning_rate", config.learning_rate)
     require(
         config.num_particles >= method.min_particles,
         "num_particles",
         f"at least {method.min_particles} for method {config.method!r}",
         config.num_particles,
     )
-    for name in dict.fromkeys(
-        name for row in METHODS.values() for name in row.options if hasattr(config, name)
-    ):
+    for declared in fields(config):
+        value = getattr(config, declared.name)
+        if "check" in declared.metadata and (value is not None or declared.default is not None):
+            declared.metadata["check"](declared.name, value)
+    for name in options_of(type(config)):
         value = getattr(config, name)
         if name not in method.options:
             allowed = f"None for method {config.method!r}, which has no such option"
@@ -116,6 +152,12 @@ def check_common(config: Any, *offers: str) -> None:
             object.__setattr__(config, name, method.options[name].of_run)  # frozen for everyone else
         else:
             method.options[name].check(name, value)
+
+
+def options_of(config: type) -> list[str]:
+    """The fields of a configuration that are options of methods, None for those that lack them."""
+    names = dict.fromkeys(name for row in METHODS.values() for name in row.options)
+    return [f.name for f in fields(config) if f.name in names]
 
 
 def options_at(config: Any, progress: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib.evaluation import exact_kl, exact_log_evidence, gradient_std
-from rwslib.experiments.common import check_common, options_at, require, require_int
+from rwslib.experiments.common import check_common, checked, choice, each, options_at, whole
 from rwslib.methods import METHODS, RebarControlVariate
 from rwslib.models.gmm import GMM, Baseline, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import Noise
@@ -42,25 +42,30 @@ class GMMConfig:
 
     method: str
     num_particles: int
-    num_iterations: int = 100_000
+    num_iterations: int = checked(whole(1), 100_000)
     num_runs: int = 10
     batch_size: int = 100
     learning_rate: float = 1e-3
-    init: str = "far"
-    hidden: tuple[int, ...] = (16,)
+    init: str = checked(choice("far", "near"), "far")
+    hidden: tuple[int, ...] = checked(each(whole(1), "a list of layer sizes"), (16,))
     seed: int = 1
     delta: float | None = None
     wake_weight: float | None = None
     temperature: tuple[float, float] | None = None
     experiment: str = "gmm"
+    offers = OFFERS  # of the class, no field
 
     def __post_init__(self):
-        check_common(self, *OFFERS)
-        require_int("num_iterations", self.num_iterations, 1)
-        require(self.init in ("far", "near"), "init", "'far' or 'near'", self.init)
-        require(isinstance(self.hidden, list | tuple), "hidden", "a list of layer sizes", self.hidden)
-        for size in self.hidden:
-            require_int("hidden", size, 1)
+        check_common(self)
+
+
+def build(config: GMMConfig) -> dict[str, nn.Module]:
+    """The modules of one replicate."""
+    modules = {"p": GMM(config.init), "q": InferenceNetwork(config.hidden)}
+    variates = {"relax": RelaxControlVariate, "rebar": RebarControlVariate, "nvil": Baseline}
+    if config.method in variates:
+        modules["control_variate"] = variates[config.method]()
+    return modules
 
 
 def test_points() -> Tensor:
@@ -75,13 +80,6 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
     log_prior_true = truth.log_prior()
     log_posterior_true = _posterior(truth, x_test)
     truth.to(device)
-
-    def build() -> dict[str, nn.Module]:
-        modules = {"p": GMM(config.init), "q": InferenceNetwork(config.hidden)}
-        variates = {"relax": RelaxControlVariate, "rebar": RebarControlVariate, "nvil": Baseline}
-        if config.method in variates:
-            modules["control_variate"] = variates[config.method]()
-        return modules
 
     def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
         return truth.sample(config.batch_size, noise)[1]
@@ -111,7 +109,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
 
     return Problem(
         method=METHODS[config.method],
-        build=build,
+        build=lambda: build(config),
         draw_batch=draw_batch,
         evaluate=evaluate,
         num_particles=config.num_particles,

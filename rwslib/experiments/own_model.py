@@ -6,7 +6,7 @@ There is no problem and no record here: the model, its data and its metrics live
 from dataclasses import dataclass
 
 from rwslib import data
-from rwslib.experiments.common import check_common, require, require_int
+from rwslib.experiments.common import check_common, checked, each, one_of, whole
 
 OFFERS = ("one_kind",)  # to methods: no path derivative, no relaxation, no further network
 
@@ -30,21 +30,15 @@ class OwnModelConfig:
 
     method: str
     num_particles: int
-    dataset: str
-    num_latents: list[int]
-    num_iterations: int
+    dataset: str = checked(one_of(data.DATASETS))
+    num_latents: list[int] = checked(each(whole(1), "a list of two whole numbers", 2))
+    num_iterations: int = checked(whole(1))
     num_runs: int
     batch_size: int
     learning_rate: float
-    eval_particles: int
+    eval_particles: int = checked(whole(1))
     seed: int
+    offers = OFFERS  # of the class, no field
 
     def __post_init__(self):
-        check_common(self, *OFFERS)
-        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
-        two = isinstance(self.num_latents, list) and len(self.num_latents) == 2
-        require(two, "num_latents", "a list of two whole numbers", self.num_latents)
-        for size in self.num_latents:
-            require_int("num_latents", size, 1)
-        require_int("num_iterations", self.num_iterations, 1)
-        require_int("eval_particles", self.eval_particles, 1)
+        check_common(self)

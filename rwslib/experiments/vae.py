@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rwslib import data
 from rwslib.evaluation import active_units, importance_estimates
-from rwslib.experiments.common import check_common, options_at, require, require_int
+from rwslib.experiments.common import check_common, checked, choice, one_of, options_at, whole
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
@@ -47,29 +47,20 @@ class VAEConfig:
 
     method: str
     num_particles: int
-    dataset: str = "mnist"
-    num_stages: int = 5
+    dataset: str = checked(one_of(data.DATASETS), "mnist")
+    num_stages: int = checked(whole(1, PAPER_STAGES), 5)
     num_runs: int = 2
     batch_size: int = 32
     learning_rate: float = 1e-3
-    eval_particles: int = 5000
-    precision: str = "float32"
+    eval_particles: int = checked(whole(1), 5000)
+    precision: str = checked(choice("float32", "bfloat16"), "float32")
     seed: int = 1
     wake_weight: float | None = None
     experiment: str = "vae"
+    offers = OFFERS  # of the class, no field
 
     def __post_init__(self):
-        check_common(self, *OFFERS)
-        require(self.dataset in list(data.DATASETS), "dataset", f"one of {list(data.DATASETS)}", self.dataset)
-        require_int("num_stages", self.num_stages, 1)
-        require(self.num_stages <= PAPER_STAGES, "num_stages", f"at most {PAPER_STAGES}", self.num_stages)
-        require_int("eval_particles", self.eval_particles, 1)
-        require(
-            self.precision in ("float32", "bfloat16"),
-            "precision",
-            "'float32' or 'bfloat16'",
-            self.precision,
-        )
+        check_common(self)
 
     @property
     def num_epochs(self) -> int:

@@ -12,17 +12,18 @@ import nbformat
 import yaml
 
 from rwslib.data import DATASETS
+from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
 from rwslib.report.claims.effects import number
-from rwslib.report.claims.reasons import PAPER_LENGTH, length
 from rwslib.report.markup import table
 
 GROUPS = {  # by the start of a claim's name: the notebook that shows it, and the heading
     "GEN-3": (None, "What the abstract says"),
-    "GMM": ("02_gmm", "The Gaussian mixture (section 4.3)"),
-    "VAE": ("03_vae", "The continuous model (section 4.2)"),
-    "AIR": ("04_air", "Attend, infer, repeat (section 4.1)"),
+    **{
+        name.upper(): (row.chapter, f"{row.title[0].upper()}{row.title[1:]} (section {row.section})")
+        for name, row in EXPERIMENTS.items()
+    },
     "GEN": (None, "What holds for every model"),
 }
 CHAPTERS = [notebook for notebook in (row[0] for row in GROUPS.values()) if notebook]
@@ -239,8 +240,8 @@ def scale(configs: Sequence[Entry]) -> str:
     """Length, replicates, particles and data of the runs behind claims, from their configurations."""
     if not configs:
         return ""
-    paper, unit = PAPER_LENGTH[configs[0]["experiment"]]
-    lengths = {length(config) for config in configs}
+    row = EXPERIMENTS[configs[0]["experiment"]]
+    (paper, unit), lengths = row.paper_length, {row.length(config) for config in configs}
     share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")

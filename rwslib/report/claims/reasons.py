@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rwslib.experiments import configuration, stored
+from rwslib.experiments import EXPERIMENTS, configuration, stored
 from rwslib.experiments.air import WARM_UP
-from rwslib.experiments.vae import epochs_after
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord, published_dir
 from rwslib.report.claims.effects import (
@@ -29,7 +28,6 @@ FAULT, DETAIL, SMALL = "fault of the original code", "detail not in the paper", 
 ABSENT, UNKNOWN = "not run", "no cause found"
 KINDS = (FEW, SHORT, FLOOR, FAULT, DETAIL, SMALL, ABSENT, UNKNOWN)
 MANY = 1000  # replicates, above which their number says only that they are no way to decide
-PAPER_LENGTH = {"gmm": (100_000, "iterations"), "vae": (3280, "epochs"), "air": (2_000_000, "iterations")}
 FAILED = 0.5  # count accuracy below which a run has not learned to count at all
 
 
@@ -69,11 +67,6 @@ CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] =
 }
 
 
-def length(config: Mapping[str, Any]) -> int:
-    """How long a run trains, in the unit of ``PAPER_LENGTH``."""
-    return epochs_after(config["num_stages"]) if "num_stages" in config else config["num_iterations"]
-
-
 def changed(record: RunRecord, **changes: Any) -> RunRecord | None:
     """The record that differs in some fields alone, or in the number of replicates, too."""
     if changes.get("method", "ww") not in METHODS or "experiment" not in record.config:
@@ -91,15 +84,16 @@ def lengths(store: Path, experiment: str) -> tuple[tuple[tuple[str, int], ...], 
         json.loads(path.read_text(encoding="utf-8")) for path in store.glob(f"{experiment}/[!.]*/config.json")
     ]
     found = {tuple((name, c[name]) for name in fields if name in c) for c in configs}
-    return tuple(sorted(found, key=lambda fields: -length(dict(fields))))
+    return tuple(sorted(found, key=lambda fields: -EXPERIMENTS[experiment].length(dict(fields))))
 
 
 def shorter(record: RunRecord) -> RunRecord | None:
     """The longest record that differs in being shorter."""
     if "experiment" not in record.config:
         return None
-    stores = {published_dir(), record.path.parent.parent}
-    for fields in (fields for store in stores for fields in lengths(store, record.config["experiment"])):
+    stores, experiment = {published_dir(), record.path.parent.parent}, record.config["experiment"]
+    length = EXPERIMENTS[experiment].length
+    for fields in (fields for store in stores for fields in lengths(store, experiment)):
         if length(dict(fields)) < length(record.config) and (found := changed(record, **dict(fields))):
             return found
     return None
@@ -198,7 +192,8 @@ def too_small(effects: Iterable[Effect]) -> Iterator[Reason]:
 def lengthened(evidence: Evidence, shorter: Evidence) -> tuple[str, str, str] | None:
     """What share of the paper's length was run, how long the runs are, and how long the shorter ones."""
     config = next(iter(evidence.runs.values())).config
-    (paper, unit), now = PAPER_LENGTH[config["experiment"]], length(config)
+    row = EXPERIMENTS[config["experiment"]]
+    (paper, unit), now, length = row.paper_length, row.length(config), row.length
     before = length(next(iter(shorter.runs.values())).config)
     return (f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}") if now < paper else None
 
