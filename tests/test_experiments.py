@@ -13,9 +13,19 @@ import yaml
 from rwslib import __main__ as cli
 from rwslib import records
 from rwslib.commands import sweep
-from rwslib.experiments import EXPERIMENTS, AIRConfig, GMMConfig, VAEConfig, configuration, modules, run, vae
+from rwslib.experiments import (
+    EXPERIMENTS,
+    AIRConfig,
+    GMMConfig,
+    VAEConfig,
+    configuration,
+    gmm,
+    modules,
+    run,
+    vae,
+)
 from rwslib.experiments.own_model import OwnModelConfig
-from rwslib.methods import METHODS
+from rwslib.methods import usable
 from rwslib.noise import Noise
 
 BAD = [
@@ -169,7 +179,7 @@ def test_text_that_is_no_number_stays_text_and_is_refused(tmp_path, value):
         list(sweep.configurations(tmp_path / "grid.yaml"))
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.latent != "reparameterisable"])
+@pytest.mark.parametrize("name", usable(*gmm.OFFERS))
 def test_every_categorical_method_trains(name, tmp_path, monkeypatch):
     monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
     config = GMMConfig(name, 2, num_iterations=4, num_runs=2, batch_size=5)
