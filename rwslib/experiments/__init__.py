@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from rwslib import records
-from rwslib.experiments import air, gmm, vae
+from rwslib.experiments import air, gmm, sbn, vae
 from rwslib.experiments.air import AIRConfig
 from rwslib.experiments.gmm import GMMConfig
+from rwslib.experiments.sbn import SBNConfig
 from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Problem, Trainer
@@ -25,6 +26,7 @@ __all__ = [
     "AIRConfig",
     "Experiment",
     "GMMConfig",
+    "SBNConfig",
     "VAEConfig",
     "configuration",
     "modules",
@@ -33,7 +35,7 @@ __all__ = [
     "train",
 ]
 
-Config = GMMConfig | VAEConfig | AIRConfig
+Config = GMMConfig | VAEConfig | AIRConfig | SBNConfig
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,17 @@ EXPERIMENTS = {
         headline=("log_marginal", "count_accuracy"),
         length=itemgetter("num_iterations"),
         paper_length=(2_000_000, "iterations"),
+    ),
+    "sbn": Experiment(
+        title="two hundred coins",
+        section="not in the paper",
+        chapter="06_coins",
+        config=SBNConfig,
+        problem=sbn.problem,
+        networks=sbn.build,
+        headline=("log_marginal", "kl_q_p"),
+        length=itemgetter("num_iterations"),
+        paper_length=(1_000_000, "iterations"),  # that of Dong, Mnih & Tucker (2020)
     ),
 }
 

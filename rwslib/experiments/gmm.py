@@ -15,7 +15,7 @@ from rwslib.training import Networks, Problem, largest_divisor
 
 NUM_TEST_POINTS = 100
 NUM_GRADIENT_SAMPLES = 10
-OFFERS = ("categorical", "sample_defensive", "control_variate", "one_kind")  # to methods
+OFFERS = ("categorical", "one_latent", "sample_defensive", "control_variate", "one_kind")  # to methods
 SUPPORT_THRESHOLD = 1e-3  # a category below this probability counts as given up
 PROBES = (0.0, 95.0, 190.0)  # the observations at which the paper's Figure 5 shows q
 

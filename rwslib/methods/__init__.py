@@ -131,7 +131,7 @@ class Method:
         latent: ``"any"``, ``"categorical"`` (one, or a vector of them that are independent given x),
             ``"binary"`` (the same with two categories) or ``"reparameterisable"``.
         needs: what else the model must have: ``"sample_defensive"``, a function of p; ``"one_kind"``,
-            latents of which not only some have a path derivative.
+            latents of which not only some have a path derivative; ``"one_latent"``, no vector of them.
         min_particles: smallest K at which the method is defined.
         options: keyword arguments a run may set.
         control_variate: None, ``"regression"`` (trained inside the loss) or ``"variance"`` (trained
@@ -392,6 +392,7 @@ METHODS = {
         _RELAXED,
         ("#2C7FB8", ":"),
         latent="categorical",
+        needs=("one_latent",),
         options=_TEMPERATURE,
         ablation="the prior is a mass at the arg max, and q a density on the simplex",
     ),

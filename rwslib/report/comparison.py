@@ -153,8 +153,12 @@ def comparison(discrete_problem: bool) -> str:
     """The table for one of the problems."""
     rows = []
     for name, method in METHODS.items():
-        pathwise = method.latent == "reparameterisable"
-        if method.follows != "dreams" and (not pathwise if discrete_problem else pathwise or name == "ww"):
+        pathwise, elsewhere = method.latent == "reparameterisable", method.latent == "binary"
+        if (
+            method.follows != "dreams"
+            and not elsewhere
+            and (not pathwise if discrete_problem else pathwise or name == "ww")
+        ):
             bias, noise = zip(*(bias_and_noise(name, K, discrete_problem) for K in PARTICLES), strict=True)
             rows.append([method.title, method.follows, *bias, *noise])
     header = ["method", "follows", *(f"{what}, K = {K}" for what in ("bias", "noise") for K in PARTICLES)]
