@@ -44,7 +44,7 @@ class Experiment:
 
     Attributes:
         title: in tables of the book.
-        section: of the paper.
+        section: of the paper, None where it has no such experiment, and so no claims.
         chapter: name of its notebook.
         config: type of its configurations.
         problem: what is trained, of a configuration and a device.
@@ -56,7 +56,7 @@ class Experiment:
     """
 
     title: str
-    section: str
+    section: str | None
     chapter: str
     config: type
     problem: Callable[[Any, str], Problem]
@@ -104,7 +104,7 @@ EXPERIMENTS = {
     ),
     "sbn": Experiment(
         title="two hundred coins",
-        section="not in the paper",
+        section=None,
         chapter="06_coins",
         config=SBNConfig,
         problem=sbn.problem,

@@ -23,6 +23,7 @@ GROUPS = {  # by the start of a claim's name: the notebook that shows it, and th
     **{
         name.upper(): (row.chapter, f"{row.title[0].upper()}{row.title[1:]} (section {row.section})")
         for name, row in EXPERIMENTS.items()
+        if row.section
     },
     "GEN": (None, "What holds for every model"),
 }
