@@ -162,6 +162,24 @@ def test_the_finding_the_film_and_the_cards_come_from_the_chapters():
         assert f"notebooks/{notebook.name})" in found and last in found
 
 
+def test_the_box_of_a_chapter_has_its_findings_its_bar_and_its_length():
+    box = generate_pages.box(ROOT / "notebooks/03_vae.ipynb")
+    assert box.startswith("- Claims that hold in every setting: ") and 'class="claim-bar"' in box
+    assert re.search(r"Reading takes about (5|10|15|20) minutes\.", box)
+    assert 'class="claim-bar"' not in generate_pages.box(ROOT / "notebooks/01_background.ipynb")
+
+
+def test_the_map_has_every_method_once_and_in_its_place():
+    shown = generate_pages.methods_map()
+    titles = [row.title for row in METHODS.values() if not row.ablation]
+    cells = [cell for line in shown.splitlines()[3:] for cell in line.split(" | ")[1:]]
+    assert sorted(title for cell in cells for title in cell.strip(" |:").split("; ") if title) == sorted(
+        titles
+    )
+    (dreams,) = (line for line in shown.splitlines() if "on dreams" in line)
+    assert [cell.strip() for cell in dreams.split("|")[2:4]] == ["WS; WWS", ""]
+
+
 def test_the_machines_of_the_records_are_counted():
     said = generate_pages.machines()
     counts = [int(count) for count in re.findall(r"(\d+) records on ", said)]

@@ -87,3 +87,24 @@ def test_the_film_is_well_formed_and_needs_no_other_host():
     assert root.find("svg").get("aria-label") == "a caption"
     assert len(root.findall(".//animate")) == 2 * 4 + 1
     assert "http" not in html
+
+
+def test_panels_have_a_column_for_each_number_of_particles_and_a_legend_of_all_methods():
+    def record(method, K):
+        metrics = {"iteration": np.arange(3), "error": np.full((2, 3), float(K))}
+        return RunRecord({"method": method, "num_particles": K}, {}, metrics, Path("none"))
+
+    cells = [("ww", 2), ("vimco", 2), ("ww", 5)]
+    runs = {cell: record(*cell) for cell in cells}
+    figure, axes = plotting.panels_by_particles(runs, {"error": "the error"})
+    assert axes.shape == (1, 2)
+    assert [ax.get_title() for ax in axes[0]] == ["K = 2", "K = 5"]
+    assert [len(ax.lines) for ax in axes[0]] == [2, 1]
+    assert axes[0, 1].lines[0].get_ydata().tolist() == [5.0, 5.0, 5.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["WW", "VIMCO"]
+
+
+def test_panels_of_no_runs_are_one_empty_column():
+    figure, axes = plotting.panels_by_particles({}, {"error": "the error", "other": "the other"})
+    assert axes.shape == (2, 1) and not figure.legends
+    assert axes[0, 0].get_title() == "K = none was run" and not axes[0, 0].lines

@@ -5,7 +5,6 @@ Everything happens in `_build/`: the committed notebooks and the published run r
 
 import argparse
 import html
-import importlib.metadata
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 import nbformat
 import yaml
 from glossary_links import glossary_terms, link_terms
+from lighten import lighten
 from pybtex.database import BibliographyData, Entry, Person, parse_file
 
 from rwslib import files
@@ -198,24 +198,6 @@ def make_pages(builder: str) -> None:
         raise SystemExit("The pages could not be built without warnings: see above.")
 
 
-def copy_mathjax(site: Path) -> None:
-    """Put the part of MathJax that the pages use into a site."""
-    package = importlib.metadata.distribution("sphinx-mathjax-offline")
-    source = Path(str(package.locate_file("sphinx-mathjax-offline/static/mathjax")))
-    target = site / "_static/mathjax"
-    fonts = "output/chtml/fonts/woff-v2"
-    shutil.copytree(source / fonts, target / fonts)
-    shutil.copy(source / "tex-chtml-full.js", target)
-
-
-def drop_icon_script() -> None:
-    """Empty the theme's script of icons, a third of every page's weight: its style sheet draws them, too."""
-    script = SITE / "_static/scripts/fontawesome.js"
-    if not script.exists():
-        raise SystemExit(f"The theme has no {script.relative_to(SITE)} any more: drop_icon_script can go.")
-    script.write_text("// The icons come from the style sheet.\n", encoding="utf-8")
-
-
 def main() -> None:
     """Parse the command line, execute the notebooks, build the site."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,8 +232,7 @@ def main() -> None:
     subprocess.run([sys.executable, ROOT / "tools/generate_pages.py", STAGE / "book"], check=True)
     shutil.rmtree(SITE, ignore_errors=True)
     make_pages("html")
-    copy_mathjax(SITE)
-    drop_icon_script()
+    lighten(SITE)
     seconds = time.monotonic() - start
     print(f"The book is in {SITE / 'index.html'} ({arguments.scale} scale, {seconds:.0f} s).")
 

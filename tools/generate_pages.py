@@ -59,6 +59,40 @@ def methods_table(ablations: bool) -> str:
     return table(["name", "method, function", "least K", "latents", what, "cost", "speed", "source"], rows)
 
 
+OBJECTIVES = {  # by ``Method.follows``
+    "ELBO": "the bound of one particle",
+    "bound": "the bound of K particles",
+    "KL(p, q)": "closeness to the posterior, on data",
+    "dreams": "closeness to the posterior, on dreams",
+    "own": "an objective of its own",
+}
+
+
+def way(method: Any) -> str:
+    """How a method gets at the gradient of phi's objective."""
+    if method.latent == "reparameterisable":
+        return "path derivative"
+    if method.follows in ("KL(p, q)", "dreams"):
+        return "samples as targets"
+    if method.control_variate:
+        return "score, trained baseline"
+    return "relaxed choice" if "branch" in method.cost else "score"
+
+
+def methods_map() -> str:
+    """What phi follows under each method, by the way to its gradient; ablations left out."""
+    ways = ["samples as targets", "score", "score, trained baseline", "relaxed choice", "path derivative"]
+    places: dict[tuple[str, str], list[str]] = {}
+    for method in METHODS.values():
+        if not method.ablation:
+            places.setdefault((method.follows, way(method)), []).append(method.title)
+    rows = [
+        [f"**{words}**", *("; ".join(places.get((name, column), [])) for column in ways)]
+        for name, words in OBJECTIVES.items()
+    ]
+    return table(["φ follows", *ways], rows)
+
+
 def speeds(name: str) -> str:
     """Measured replicate-iterations per second of one method, by K; empty where it was not measured."""
     path = ROOT / "book/results/benchmark.json"
@@ -257,6 +291,22 @@ def finding(notebook: Path) -> str:
     return minus("\n".join(f"- {line.removeprefix('- ')}" for line in lines))
 
 
+def box(notebook: Path) -> str:
+    """What stands at the head of a chapter: findings, bar and verdicts of its claims, time to read."""
+    bars = [chapter_bar(notebook)] if notebook.stem in CHAPTERS else []
+    minutes = f"Reading takes about {reading_minutes(notebook)} minutes."
+    return "\n\n".join([finding(notebook), *bars, minutes])
+
+
+def reading_minutes(notebook: Path) -> int:
+    """Minutes to read a chapter's text at 200 words each, solutions left out; in steps of five."""
+    prose = "\n".join(
+        c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "markdown"
+    )
+    prose = re.sub(r"\{solution-start\}.*?\{solution-end\}", "", prose, flags=re.DOTALL)
+    return max(5, 5 * round(len(prose.split()) / 1000))
+
+
 def headline(notebook: Path) -> str:
     """The first finding of a chapter, as a sentence."""
     return finding(notebook).splitlines()[0].removeprefix("- ")
@@ -293,6 +343,7 @@ def main() -> None:
     notebook, *others = (folder.parent / f"notebooks/{name}.ipynb" for name in CHAPTERS)
     write_picture(notebook, folder / "_static/figure4.svg")
     parts = [
+        ("methods.md", "methods map", methods_map),
         ("methods.md", "methods table", lambda: methods_table(ablations=False)),
         ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
         ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
@@ -312,8 +363,12 @@ def main() -> None:
     ]
     for page, name, generate in parts:
         put(folder / page, name, generate)
-    for path in (notebook, *others):
-        put(path, "verdicts", partial(chapter_bar, path))
+    heads = {"verdicts": chapter_bar, "box": box}
+    for path in sorted((folder.parent / "notebooks").glob("*.ipynb")):
+        source = nbformat.read(path, as_version=4).cells[0].source
+        for name, generate in heads.items():
+            if f"<!-- generated: {name} -->" in source:
+                put(path, name, partial(generate, path))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ def article(page: str, pages: list[str]) -> Tag:
                 del tag["href"]
         if tag.name == "details":
             tag["open"] = ""
+        if tag.name == "img":
+            del tag["loading"]
     found["id"] = page
     return found
 
@@ -62,6 +64,7 @@ def whole(pages: list[str]) -> str:
     content.extend(article(page, pages) for page in pages)
     soup.body.clear()
     soup.body.append(content)
+    soup.body.append(soup.new_tag("script", string="addEventListener('load', () => setFormulas())"))
     return str(soup)
 
 

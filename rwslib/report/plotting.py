@@ -1,7 +1,7 @@
 """The book's one visual style and the few plots used more than once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -74,6 +74,39 @@ def plot_curves(ax: Axes, record: RunRecord, metric: str) -> None:
     plot_quartiles(ax, record.metrics["iteration"][::every], record.metrics[metric][:, ::every], **style)
 
 
+def panels_by_particles(
+    runs: dict[tuple[str, int], RunRecord],
+    metrics: dict[str, str],
+    draw: Callable[[Axes, RunRecord, str], None] = plot_curves,
+    height: float = 2.4,
+) -> tuple[mpl.figure.Figure, np.ndarray]:
+    """One row of panels per metric, one column per number of particles, one line per method.
+
+    Args:
+        runs: records by (method, K).
+        metrics: labels of the vertical axes by metric.
+        draw: draws one metric of one record in the method's style.
+        height: of a row, inches.
+
+    Returns:
+        The figure and its axes, ``[len(metrics), number of K]``.
+    """
+    Ks = sorted({K for _, K in runs}) or ["none was run"]
+    size = (1.2 + 1.6 * max(len(Ks), 2), height * len(metrics) + 0.6)
+    figure, axes = plt.subplots(len(metrics), len(Ks), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for (metric, label), row in zip(metrics.items(), axes, strict=True):
+        for K, ax in zip(Ks, row, strict=True):
+            for (_, of), record in runs.items():
+                if of == K:
+                    draw(ax, record, metric)
+        row[0].set_ylabel(label)
+    for K, ax in zip(Ks, axes[0], strict=True):
+        ax.set_title(f"K = {K}")
+    fullest = max(axes.flat, key=lambda ax: len(ax.get_legend_handles_labels()[0]))
+    shared_legend(figure, fullest)
+    return figure, axes
+
+
 def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), threshold: float = 1e-3) -> None:
     """Hinton diagram: one row of squares per distribution, area proportional to probability.
 
@@ -114,6 +147,8 @@ def plot_images(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> Non
 def shared_legend(figure: mpl.figure.Figure, ax: Axes, **options: object) -> None:
     """One legend below the figure, from the lines of one of its axes."""
     handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), **options)
 
 

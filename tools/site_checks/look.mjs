@@ -54,7 +54,7 @@ async function look(path) {
   page.on("response", (response) => weights.push(weight(response)));
   await page.goto(given.site + path, { waitUntil: "networkidle" });
   await page.waitForSelector(given.shows).catch(() => problems.push(`does not show ${given.shows}`));
-  await page.evaluate(() => globalThis.MathJax?.startup?.promise); // all formulas are set
+  await page.evaluate(() => globalThis.setFormulas?.()); // all, also those that nobody has scrolled to
   const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
 
   await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
