@@ -9,6 +9,7 @@ import generate_pages
 import nbformat
 import numpy as np
 import pytest
+import social_card
 from glossary_links import glossary_terms, link_terms
 
 from rwslib import records
@@ -167,6 +168,15 @@ def test_the_box_of_a_chapter_has_its_findings_its_bar_and_its_length():
     assert box.startswith("- Claims that hold in every setting: ") and 'class="claim-bar"' in box
     assert re.search(r"Reading takes about (5|10|15|20) minutes\.", box)
     assert 'class="claim-bar"' not in generate_pages.box(ROOT / "notebooks/01_background.ipynb")
+
+
+def test_the_card_shows_the_end_of_the_film(tmp_path):
+    frames = {"WW": np.array([[1.0, 0.0], [0.25, 0.0]]), "VIMCO": np.array([[1.0, 0.0], [0.25, 0.25]])}
+    film = plotting.bar_film(frames, np.array([0.25, 1.0]), "a caption")
+    assert social_card.last_frame(film) == {"WW": ([35, 0], [35, 70]), "VIMCO": ([35, 35], [35, 70])}
+    for name in ("a.png", "b.png"):
+        social_card.draw(film, "A finding.", tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_the_map_has_every_method_once_and_in_its_place():

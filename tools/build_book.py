@@ -112,6 +112,10 @@ def stage_sources() -> None:
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
         config["html"] |= dict.fromkeys(buttons, True)
         config["launch_buttons"] |= launch_buttons(url)
+        if url.startswith("https://github.com/"):  # whose pages have an address of their own
+            owner, name = url.removeprefix("https://github.com/").split("/")
+            card = f"https://{owner.lower()}.github.io/{name}/_static/card.png"
+            config["sphinx"]["config"]["myst_html_meta"]["property=og:image"] = card
     config["html"]["extra_footer"] = cite_box(url, config["copyright"])
     (STAGE / "_config.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import social_card
 
 from rwslib import records
 from rwslib.experiments import EXPERIMENTS
@@ -342,6 +343,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     notebook, *others = (folder.parent / f"notebooks/{name}.ipynb" for name in CHAPTERS)
     write_picture(notebook, folder / "_static/figure4.svg")
+    film = displayed(notebook, "film", "text/html")
+    social_card.draw(film, headline(notebook), folder / "_static/card.png")
     parts = [
         ("methods.md", "methods map", methods_map),
         ("methods.md", "methods table", lambda: methods_table(ablations=False)),
@@ -353,7 +356,7 @@ def main() -> None:
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
         ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
         ("intro.md", "headline", partial(headline, notebook)),
-        ("intro.md", "film", partial(displayed, notebook, "film", "text/html")),
+        ("intro.md", "film", lambda: film),
         ("intro.md", "cards", partial(cards, [notebook, *others])),
         *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in (notebook, *others)),
         ("intro.md", "verdicts", lambda: first_page(folder.parent)),

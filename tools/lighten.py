@@ -79,7 +79,8 @@ def keep_icons(site: Path) -> None:
         raise SystemExit(f"{SHEET} draws its icons otherwise than before: keep_icons finds none.")
     kept = re.sub(r'(fa-\w+-\d+)\.woff2\) format\("woff2"\)', r'\1.woff) format("woff")', kept)
     sheet.write_text(kept, encoding="utf-8")
-    points = {int(code, 16) for code in re.findall(r'content:"\\([0-9a-f]{4})', kept)}
+    sheets = "".join(path.read_text(encoding="utf-8") for path in (site / "_static").rglob("*.css"))
+    points = {int(code, 16) for code in re.findall(r"""["']\\([0-9a-f]{4})["']""", sheets)}
     for path in (site / FONTS).glob("*.ttf"):
         font = TTFont(path)
         options = subset.Options(flavor="woff", layout_features=[], notdef_outline=True)

@@ -1,4 +1,5 @@
-// Loads MathJax when a formula comes near the screen or the page is printed: half of a page's weight is its.
+// Loads MathJax when a formula is on the screen, when the reader does anything, or when the page is printed:
+// half of a page's weight is MathJax's, and the first page tells what it has to tell without a formula.
 (() => {
   const folder = new URL("mathjax/", document.currentScript.src);
   let loading;
@@ -16,7 +17,9 @@
     if (!found.some((formula) => formula.isIntersecting)) return;
     near.disconnect();
     setFormulas();
-  }, { rootMargin: "100px" });
+  });
   document.querySelectorAll(".math").forEach((formula) => near.observe(formula));
-  addEventListener("beforeprint", setFormulas);
+  for (const deed of ["scroll", "pointermove", "touchstart", "keydown", "beforeprint"]) {
+    if (document.querySelector(".math")) addEventListener(deed, setFormulas, { once: true, passive: true });
+  }
 })();

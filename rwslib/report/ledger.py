@@ -270,7 +270,8 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
         f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span>{chips}'
     )
     kind = f"verdict-{entry['verdict'].replace(' ', '-')} about-{group_of(name).lower()}"
-    lines = [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
+    lines = [f"```{{index}} single: {name}\n```\n"]  # the search's first answer to the name
+    lines += [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
     if entry["reasons"]:
         lines += ["**Why not all of it**:\n"]
         lines += [f"- *{reason['kind']}*: {reason['says']}" for reason in entry["reasons"]] + [""]
