@@ -67,6 +67,7 @@ def test_pages_load_pictures_late_and_the_index_only_where_one_searches():
 
 
 def test_coordinates_are_rounded_and_nothing_else():
-    svg = '<path d="M 12.345678 -0.000001 L 3.5 100" id="m0.123456" style="stroke-width: 1.600001"/>'
-    light = '<path d="M 12.35 -0 L 3.5 100" id="m0.123456" style="stroke-width: 1.6"/>'
-    assert lighten.rounded(svg) == light
+    path = '<path d="M {} L 3.5 100" id="m0.123456" style="stroke-width: {}"/>'
+    letter = '<use transform="scale(0.015625) translate({} 0)"/>'
+    svg = path.format("12.345678 -0.000001", "1.600001") + letter.format("1.2345")
+    assert lighten.rounded(svg) == path.format("12.35 -0", "1.6") + letter.format("1.23")

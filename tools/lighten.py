@@ -92,7 +92,10 @@ def keep_icons(site: Path) -> None:
 
 
 def rounded(svg: str) -> str:
-    """A picture with coordinates to a hundredth of a point."""
-    return re.sub(
-        r"(?<![\w#.])-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), svg
-    )
+    """A picture with coordinates to a hundredth of a point; scales of letters stay as they are."""
+
+    def short(number: re.Match) -> str:
+        text = number[0]
+        return text if text.startswith("scale") else f"{float(text):.2f}".rstrip("0").rstrip(".")
+
+    return re.sub(r"scale\([^)]*\)|(?<![\w#.])-?\d+\.\d{3,}", short, svg)
