@@ -30,6 +30,17 @@ def test_every_module_has_a_place():
     assert {place(path) for path in FILES} - {"__init__"} == set(LAYERS)
 
 
+def test_the_picture_of_the_layers_is_that_of_the_list():
+    page = (ROOT / "book/architecture.md").read_text()
+    places = [
+        (int(y), int(x), n) for x, y, n in re.findall(r'<text x="(\d+)" y="(\d+)".*?>(\w+)</text>', page)
+    ]
+    floors = {}
+    for y, _, name in sorted(places):
+        floors.setdefault(y, []).append(name)
+    assert [", ".join(names) for names in floors.values()] == LISTED.splitlines()
+
+
 def test_imports_point_downward():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"

@@ -12,7 +12,9 @@ import pytest
 import social_card
 from glossary_links import glossary_terms, link_terms
 
+from rwslib import __main__ as cli
 from rwslib import records
+from rwslib.experiments import EXPERIMENTS, configuration, modules
 from rwslib.methods import METHODS
 from rwslib.report import plotting
 from rwslib.report.ledger import CHAPTERS
@@ -90,15 +92,30 @@ def test_every_method_is_said_when_to_use():
         assert (f"\n{name}, {method.title}\n: Use it " in page) == (method.ablation is None), name
 
 
-def test_the_worked_example_of_the_design_page_runs():
+def test_the_worked_examples_of_the_design_page_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "book/architecture.md").read_text(), re.M | re.S)
     scope = {}
     try:
         for block in blocks:
             exec(block, scope)  # what a reader would paste
         assert plotting.method_style("tempered")["label"] == "tempered WW"
+        for name in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED"):
+            monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / "grid.yaml").write_text(
+            "- {experiment: kept, method: ww, num_particles: 5, learning_rate: [1e-3, 1e-2]}"
+        )
+        cli.main(["train", str(tmp_path / "grid.yaml")])
+        cli.main(["list"])
+        assert re.findall(r"kept +ww +5 .*200/200.*largest 0\.\d+", capsys.readouterr().out)
+        found = list(records.iterate(records.default_results_dir()))
+        assert [records.plain(configuration(record.config)) for record in found] == [r.config for r in found]
+        for record in found:
+            largest = [modules(record, index)["p"].log_prior().exp().max().item() for index in range(2)]
+            np.testing.assert_allclose(largest, record.metrics["largest_final"], rtol=1e-6)
+            assert generate_pages.length(record.config) == "200 iterations"
     finally:
         METHODS.pop("tempered", None)
+        EXPERIMENTS.pop("kept", None)
     assert scope["curves"]["posterior_l2"].shape[0] == 2
     assert np.isfinite(scope["curves"]["posterior_l2"]).all()
 

@@ -201,7 +201,7 @@ def drill_table(file: str, *drills: str) -> str:
 def length(config: dict[str, Any]) -> str:
     """How long a run trains."""
     row = EXPERIMENTS[config["experiment"]]
-    return f"{row.length(config):,} {row.paper_length[1]}"
+    return f"{row.length(config):,} {row.unit}"
 
 
 def span(values: list[float]) -> str:

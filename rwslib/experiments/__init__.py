@@ -44,74 +44,73 @@ class Experiment:
 
     Attributes:
         title: in tables of the book.
-        section: of the paper, None where it has no such experiment, and so no claims.
-        chapter: name of its notebook.
         config: type of its configurations.
         problem: what is trained, of a configuration and a device.
         networks: the modules of one replicate, of a configuration.
         headline: names of the final values that tell most.
-        length: how long a run trains, of a configuration's plain values, in the unit of ``paper_length``.
-        paper_length: the paper's, and its unit.
+        length: how long a run trains, of a configuration's plain values.
+        unit: of that length.
+        paper_length: the paper's; None where it has no such experiment.
+        section: of the paper; None where it has no such experiment, and so no claims.
+        chapter: name of its notebook, if there is one.
         small: whether starting Python takes longer than many a run, so that short runs share a job.
     """
 
     title: str
-    section: str | None
-    chapter: str
     config: type
     problem: Callable[[Any, str], Problem]
     networks: Callable[[Any], dict[str, nn.Module]]
     headline: tuple[str, ...]
-    length: Callable[[Mapping[str, Any]], int]
-    paper_length: tuple[int, str]
+    length: Callable[[Mapping[str, Any]], int] = itemgetter("num_iterations")
+    unit: str = "iterations"
+    paper_length: int | None = None
+    section: str | None = None
+    chapter: str | None = None
     small: bool = False
 
 
 EXPERIMENTS = {
     "gmm": Experiment(
         title="Gaussian mixture",
-        section="4.3",
-        chapter="02_gmm",
         config=GMMConfig,
         problem=gmm.problem,
         networks=gmm.build,
         headline=("prior_l2", "posterior_l2"),
-        length=itemgetter("num_iterations"),
-        paper_length=(100_000, "iterations"),
+        paper_length=100_000,
+        section="4.3",
+        chapter="02_gmm",
         small=True,
     ),
     "vae": Experiment(
         title="continuous model",
-        section="4.2",
-        chapter="03_vae",
         config=VAEConfig,
         problem=vae.problem,
         networks=lambda config: vae.build(),
         headline=("log_marginal", "kl_q_p"),
         length=lambda plain: vae.epochs_after(plain["num_stages"]),
-        paper_length=(vae.epochs_after(vae.PAPER_STAGES), "epochs"),
+        unit="epochs",
+        paper_length=vae.epochs_after(vae.PAPER_STAGES),
+        section="4.2",
+        chapter="03_vae",
     ),
     "air": Experiment(
         title="attend, infer, repeat",
-        section="4.1",
-        chapter="04_air",
         config=AIRConfig,
         problem=air.problem,
         networks=air.build,
         headline=("log_marginal", "count_accuracy"),
-        length=itemgetter("num_iterations"),
-        paper_length=(2_000_000, "iterations"),
+        paper_length=2_000_000,
+        section="4.1",
+        chapter="04_air",
     ),
     "sbn": Experiment(
         title="two hundred coins",
-        section=None,
-        chapter="06_coins",
         config=SBNConfig,
         problem=sbn.problem,
         networks=sbn.build,
         headline=("log_marginal", "kl_q_p"),
-        length=itemgetter("num_iterations"),
-        paper_length=(1_000_000, "iterations"),  # that of Dong, Mnih & Tucker (2020)
+        paper_length=1_000_000,  # that of Dong, Mnih & Tucker (2020)
+        chapter="06_coins",
     ),
 }
 

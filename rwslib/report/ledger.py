@@ -242,13 +242,13 @@ def scale(configs: Sequence[Entry]) -> str:
     if not configs:
         return ""
     row = EXPERIMENTS[configs[0]["experiment"]]
-    (paper, unit), lengths = row.paper_length, {row.length(config) for config in configs}
+    paper, lengths = row.paper_length, {row.length(config) for config in configs}
     share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")
     data = f", {DATASETS[dataset].title}" if dataset else ""
     return (
-        f"{numbers(lengths)} {unit}{share}{data}; {numbers(replicates)} "
+        f"{numbers(lengths)} {row.unit}{share}{data}; {numbers(replicates)} "
         f"replicate{'s' * (replicates != {1})}; K = {numbers(c['num_particles'] for c in configs)}"
     )
 

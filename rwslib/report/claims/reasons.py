@@ -193,7 +193,7 @@ def lengthened(evidence: Evidence, shorter: Evidence) -> tuple[str, str, str] | 
     """What share of the paper's length was run, how long the runs are, and how long the shorter ones."""
     config = next(iter(evidence.runs.values())).config
     row = EXPERIMENTS[config["experiment"]]
-    (paper, unit), now, length = row.paper_length, row.length(config), row.length
+    paper, unit, now, length = row.paper_length, row.unit, row.length(config), row.length
     before = length(next(iter(shorter.runs.values())).config)
     return (f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}") if now < paper else None
 
