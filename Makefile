@@ -89,9 +89,10 @@ test-elsewhere: test  ## test, and the notebooks once more with the plainest CPU
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
-lint: $(STAMP)  ## check style, format and spelling, notebooks included
+lint: $(STAMP)  ## check style, format, types and spelling, notebooks included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(BIN)/codespell *.md .github benchmarks book notebooks rwslib tests tools workflow
 
 format: $(STAMP)  ## repair style and format where it can be done automatically
@@ -110,7 +111,7 @@ bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet mac
 	$(PY) benchmarks/bench.py $(ARGS) --write book/results/benchmark.json
 
 clean:  ## remove the built book and the caches; keep .venv and results
-	rm -rf _build tools/site_checks/node_modules .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build tools/site_checks/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find benchmarks rwslib tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv too

@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 
 from rwslib.checks import check_counts, check_precision
@@ -56,8 +57,8 @@ def _check_estimates(gradients: Tensor, at_least: int) -> None:
 
 
 def importance_estimates(
-    p: nn.Module,
-    q: nn.Module,
+    p: Any,
+    q: Any,
     x: Tree,
     num_particles: int,
     noise: Noise,
@@ -71,7 +72,7 @@ def importance_estimates(
     where q draws all its numbers at once and normal ones alone.
 
     Args:
-        p, q: generative model and inference network.
+        p, q: generative model and inference network, as ``rwslib.protocols`` has them.
         x: data ``[N, ...]``, a tensor or a tree of them (``rwslib.trees``).
         num_particles: the number K of particles.
         noise: where the particles come from.

@@ -14,7 +14,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows: no locks, so do not train one configuration twice at once
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_CHECKOUT = (ROOT / "pyproject.toml").exists()  # else the library is installed without its book
@@ -98,7 +98,9 @@ def write_sealed(path: Path, content: bytes) -> None:
         path: where to.
         content: the file, made with ``UNSEALED`` among its metadata, for which the checksum is put in.
     """
-    start, end = _SEAL.search(content).span(1)
+    place = _SEAL.search(content)
+    assert place, "content was made without UNSEALED"
+    start, end = place.span(1)
     with naming(path), path.open("wb") as file:
         file.write(content[:start] + hashlib.sha256(content).hexdigest().encode())
         file.write(memoryview(content)[end:])
@@ -152,7 +154,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         file = _open_lock(path)
         try:
             held = file is not None and _lock(file, wait)
-            if held and not _still_named(path, file):
+            if held and file is not None and not _still_named(path, file):
                 continue  # its last holder removed it, and others may hold a new one
             if held or not wait:
                 try:

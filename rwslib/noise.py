@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,9 @@ class Noise:
         device: where the numbers go.
     """
 
-    def __init__(self, *path: int, device: str = "cpu"):
+    generator: np.random.Generator | torch.Generator
+
+    def __init__(self, *path: int, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
         self.used = {"uniform": 0, "normal": 0}
         if self.device.type == "cpu":
@@ -202,10 +205,11 @@ def global_generators(seed: int, device: str | torch.device = "cpu") -> Iterator
     numpy_before, python_before = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002
+    python_state = random.getstate()
 
     def touched() -> list[str]:
-        now = np.random.get_state()  # noqa: NPY002
+        now: Any = np.random.get_state()  # noqa: NPY002
         numpy_moved = now[2:] != numpy_state[2:] or not np.array_equal(now[1], numpy_state[1])
         moved = {"numpy.random": numpy_moved, "random": random.getstate() != python_state}
         return [name for name, has_moved in moved.items() if has_moved]

@@ -226,8 +226,8 @@ def save(
             in_order = {name: metrics[name] for name in sorted(metrics)}
             np.savez_compressed(temporary / "metrics.npz", allow_pickle=False, **in_order)
             if weights:
-                content = safetensors.numpy.save(dict(weights), files.UNSEALED)
-                files.write_sealed(temporary / WEIGHTS, content)
+                serialized = safetensors.numpy.save(dict(weights), files.UNSEALED)
+                files.write_sealed(temporary / WEIGHTS, serialized)
             if not path.exists():  # else another process stored the same run first
                 temporary.rename(path)
     finally:

@@ -17,6 +17,7 @@ from rwslib.experiments import (
     EXPERIMENTS,
     AIRConfig,
     GMMConfig,
+    SBNConfig,
     VAEConfig,
     configuration,
     gmm,
@@ -90,8 +91,21 @@ FULL = [  # together they give every option of every experiment a value
     AIRConfig("ww", 2, decay_at=(0.25, 0.5), scale_prior=(0, 1), background=-2, presence_logit=0, pixel_sd=1),
     AIRConfig("dww", 2),
     AIRConfig("wws", 2),
+    SBNConfig("ww", 2, latents=(8,), hidden=(6,)),
+    *(SBNConfig(method, 2) for method in ("dww", "wws", "ovis", "concrete")),
 ]
-OWN_MODEL = OwnModelConfig("ww", 2, "digits", [2, 3], 5, 1, 4, 1e-2, 4, 1)
+OWN_MODEL = OwnModelConfig(
+    "ww",
+    2,
+    dataset="digits",
+    num_latents=[2, 3],
+    num_iterations=5,
+    num_runs=1,
+    batch_size=4,
+    learning_rate=1e-2,
+    eval_particles=4,
+    seed=1,
+)
 
 
 def key(config):

@@ -142,7 +142,18 @@ def test_the_chapter_takes_all_methods_that_need_no_more_than_a_model():
     assert set(usable(*OFFERS)) == {name for name, row in METHODS.items() if needs_no_more(row)}
 
 
-GOOD = OwnModelConfig("ww", 2, "digits", [8, 16], 10, 1, 30, 0.01, 50, 1)
+GOOD = OwnModelConfig(
+    "ww",
+    2,
+    dataset="digits",
+    num_latents=[8, 16],
+    num_iterations=10,
+    num_runs=1,
+    batch_size=30,
+    learning_rate=0.01,
+    eval_particles=50,
+    seed=1,
+)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,9 @@ def export(file: TextIO, results_dir: Path | None = None, own: bool = False) -> 
     Returns:
         One line for each record that has no rows, because it is damaged or lacks something.
     """
-    rows, columns, faults = [], {}, []
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
+    faults: list[str] = []
     for path in folders(results_dir, own):
         try:
             new = _rows(records.load(path))

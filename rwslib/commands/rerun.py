@@ -64,6 +64,7 @@ def find(name: str) -> Path:
     if name.endswith(".ipynb") and files.expanded(name).is_file():
         return files.expanded(name).resolve()
     known_name(name, known, "notebook")
+    raise AssertionError("known_name raises")
 
 
 def read(notebook: Path) -> nbformat.NotebookNode:
@@ -121,7 +122,8 @@ def choose(
     Raises:
         ValueError: a name is unknown, or a value has the wrong type or is refused by the experiment.
     """
-    known, values = parameters(notebook), {}
+    known = parameters(notebook)
+    values: dict[str, Any] = {}
     if scale:
         path = NOTEBOOKS / "parameters" / f"{notebook.stem}-{scale}.yaml"
         if path.exists():
@@ -209,7 +211,7 @@ def _check_experiment(notebook: Path, values: Mapping[str, Any]) -> None:
             config(**given | {"num_particles": num_particles})
 
 
-def configured(notebook: Path) -> type | None:
+def configured(notebook: Path) -> Any:
     """The type of the configurations that a notebook makes of its parameters, as its metadata name it."""
     name = read(notebook).metadata.get("configuration")
     if name is None:
@@ -322,7 +324,9 @@ def _interrupts_reach_the_kernel() -> Iterator[tuple[list[int], dict[str, Any]]]
     Yields:
         The signals that came, and what papermill is to be called with.
     """
-    interrupted, kernels, begun = [], [], []
+    interrupted: list[int] = []
+    kernels: list[Any] = []
+    begun: list[bool] = []
 
     class Kernel(AsyncKernelManager):
         def __init__(self, **traits):

@@ -75,11 +75,13 @@ def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[st
 
     A notebook is not executed yet if it or the library has changed since it was.
     """
-    runs, notebooks, inputs = {}, {}, {}
+    wanted: dict[str, Any] = {}
+    asked: dict[str, tuple[Path, dict[str, Any]]] = {}
+    inputs: dict[Path, dict[str, str]] = {}
     for entry in itertools.chain.from_iterable(map(entries, grids)):
         if "notebook" not in entry:
             config = configuration(entry)
-            runs.setdefault(records.key(records.plain(config)), config)
+            wanted.setdefault(records.key(records.plain(config)), config)
             continue
         from rwslib.commands import rerun  # papermill and nbconvert, which runs do not need
 
@@ -89,15 +91,14 @@ def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[st
         require(scale in (None, "quick", "paper"), "scale", "'quick' or 'paper'", scale)
         values = rerun.choose(notebook, scale=scale) | rerun.check(notebook, values)
         inputs.setdefault(notebook, rerun.inputs(notebook))
-        notebooks[rerun.target(notebook, values).stem] = (notebook, values)
-    total = len(runs) + len(notebooks)
-    runs = [config for config in runs.values() if not is_stored(config, store)]
+        asked[rerun.target(notebook, values).stem] = (notebook, values)
+    runs = [config for config in wanted.values() if not is_stored(config, store)]
     notebooks = {
         name: (str(notebook), values)
-        for name, (notebook, values) in notebooks.items()
+        for name, (notebook, values) in asked.items()
         if not rerun.is_current(notebook, values, inputs[notebook])
     }
-    return total, runs, notebooks
+    return len(wanted) + len(asked), runs, notebooks
 
 
 def is_stored(config: Any, store: Path) -> bool:

@@ -4,6 +4,7 @@ A particle of weight zero, where the ELBO is minus infinity, takes no part.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def disarm_loss(
     Returns:
         ``[B]``, at the cost of 2N samples, 2N evaluations of p and q.
     """
-    pair = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
+    pair: dict[str, Any] = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
     check_log_densities(log_p=log_p, log_q=log_q, **pair, score=score)
     (log_w, share), (log_w_pair, share_pair) = (
         _log_weights(log_p, log_q),
@@ -109,7 +110,7 @@ def disarm_bound_loss(
     Returns:
         ``[B]``, at the cost of 2K samples, 2K evaluations of p and q.
     """
-    pair = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
+    pair: dict[str, Any] = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
     check_log_densities(log_p=log_p, log_q=log_q, **pair, score=score)
     log_w, log_w_pair = log_p - log_q, log_p_pair - log_q_pair
     bound, bound_pair = log_evidence(log_w), log_evidence(log_w_pair)

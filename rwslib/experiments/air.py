@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -243,7 +244,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
 
 def _unmapped(networks: Networks, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
     """The networks of one replicate; evaluation is not compiled, so they may be packed."""
-    parts = networks.modules(index)
+    parts: Any = networks.modules(index)
     parts["p"].packed = parts["q"].packed = True
     return parts["p"], parts["q"]
 

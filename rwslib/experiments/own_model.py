@@ -30,14 +30,14 @@ class OwnModelConfig:
 
     method: str
     num_particles: int
-    dataset: str = checked(one_of(data.DATASETS))
-    num_latents: list[int] = checked(each(whole(1), "a list of two whole numbers", 2))
-    num_iterations: int = checked(whole(1))
     num_runs: int
     batch_size: int
     learning_rate: float
-    eval_particles: int = checked(whole(1))
     seed: int
+    dataset: str = checked(one_of(data.DATASETS))
+    num_latents: list[int] = checked(each(whole(1), "a list of two whole numbers", 2))
+    num_iterations: int = checked(whole(1))
+    eval_particles: int = checked(whole(1))
     offers = OFFERS  # of the class, no field
 
     def __post_init__(self):

@@ -1,8 +1,10 @@
 """Sigmoid belief networks, on which estimators are compared: configuration, problem, metrics."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ def build(config: SBNConfig, pixel_mean: Tensor | None = None) -> dict[str, nn.M
     """The networks of one replicate."""
     p = GenerativeModel(config.latents, config.hidden, pixel_mean)
     modules = {"p": p, "q": InferenceNetwork(config.latents, config.hidden)}
-    variates = {
+    variates: dict[str, Callable[[], nn.Module]] = {
         "nvil": Baseline,
         "rebar": RebarControlVariate,
         "relax": partial(RelaxControlVariate, config.latents[0]),
@@ -119,7 +121,8 @@ def problem(config: SBNConfig, device: str = "cpu") -> Problem:
         }
         found = []
         for index, replicate in enumerate(networks.replicates):
-            noise, parts = Noise(config.seed, replicate, 0, FINALS, device=device), networks.modules(index)
+            noise = Noise(config.seed, replicate, 0, FINALS, device=device)
+            parts: Any = networks.modules(index)
             found.append(final_metrics(parts["p"], parts["q"], x, config.eval_particles, noise))
         return metrics | {name: torch.stack([one[name] for one in found]) for name in found[0]}
 

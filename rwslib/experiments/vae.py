@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     steps_per_epoch = max(1, len(train) // config.batch_size)
     stages = torch.arange(PAPER_STAGES, device=device)
     on_gpu = torch.device(device).type == "cuda"
-    pieces = {"images_at_once": CURVE_IMAGES, "rows_at_once": GPU_ROWS} if on_gpu else {}
+    pieces: dict[str, Any] = {"images_at_once": CURVE_IMAGES, "rows_at_once": GPU_ROWS} if on_gpu else {}
     ends = [epochs_after(stage) * steps_per_epoch for stage in range(1, PAPER_STAGES)]
     stage_ends = torch.tensor(ends, device=device)
     rates = torch.tensor(stage_rates(config.learning_rate), device=device)
@@ -127,7 +128,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         found = []
         for index, replicate in enumerate(networks.replicates):
             noise = Noise(config.seed, replicate, 0, FINALS, device=device)
-            parts = build()
+            parts: dict[str, Any] = build()
             for name, module in networks.modules(index).items():
                 parts[name].to(device).load_state_dict(module.state_dict())
             found.append(final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise))

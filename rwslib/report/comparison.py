@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, loc: Tensor | None = None):
         super().__init__()
-        self.loc = nn.Parameter(loc) if loc is not None else None
+        self.loc: Any = nn.Parameter(loc) if loc is not None else None
 
     def log_joint(self, z: Tensor, x: Tensor) -> Tensor:
         return Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(x)

@@ -243,7 +243,7 @@ def scale(configs: Sequence[Entry]) -> str:
         return ""
     row = EXPERIMENTS[configs[0]["experiment"]]
     paper, lengths = row.paper_length, {row.length(config) for config in configs}
-    share = "" if max(lengths) >= paper else f" (the paper: {paper:,})"
+    share = "" if not paper or max(lengths) >= paper else f" (the paper: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")
     data = f", {DATASETS[dataset].title}" if dataset else ""
@@ -263,8 +263,8 @@ def show_record(key: str, record: Entry, url: str | None) -> str:
 
 def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: Entry, url: str | None) -> str:
     """One claim, folded: name, verdict, statement, bar and finding, and behind them all that they rest on."""
-    chips = dict.fromkeys(reason["kind"] for reason in entry["reasons"])
-    chips = "".join(f'<span class="claim-chip">{kind}</span>' for kind in chips)
+    kinds = dict.fromkeys(reason["kind"] for reason in entry["reasons"])
+    chips = "".join(f'<span class="claim-chip">{kind}</span>' for kind in kinds)
     title = (
         f"**{name}** {badge(entry['verdict'])} {entry['says']} "
         f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span>{chips}'

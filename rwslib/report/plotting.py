@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -52,15 +53,18 @@ def method_style(name: str) -> dict[str, object]:
     if name not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, got {name!r}")
     first = {row.style: known for known, row in reversed(METHODS.items()) if row.style}
-    if first.get(METHODS[name].style) == name:
-        color, linestyle = METHODS[name].style
+    style = METHODS[name].style
+    if style and first[style] == name:
+        color, linestyle = style
     else:
-        i = [other for other, row in METHODS.items() if first.get(row.style) != other].index(name)
+        i = [other for other, row in METHODS.items() if not row.style or first[row.style] != other].index(
+            name
+        )
         color, linestyle = _OTHER_COLORS[i % 4], _OTHER_LINES[i // 4 % 4]
     return {"color": color, "linestyle": linestyle, "label": METHODS[name].title}
 
 
-def plot_quartiles(ax: Axes, x: np.ndarray, values: np.ndarray, **style: object) -> None:
+def plot_quartiles(ax: Axes, x: np.ndarray, values: np.ndarray, **style: Any) -> None:
     """Median and interquartile band over replicates: ``values [R, T]`` against ``x [T]``."""
     low, median, high = np.nanpercentile(values, [25, 50, 75], axis=0)
     (line,) = ax.plot(x, median, **style)
@@ -91,7 +95,7 @@ def panels_by_particles(
     Returns:
         The figure and its axes, ``[len(metrics), number of K]``.
     """
-    Ks = sorted({K for _, K in runs}) or ["none was run"]
+    Ks: list[Any] = sorted({K for _, K in runs}) or ["none was run"]
     size = (1.2 + 1.6 * max(len(Ks), 2), height * len(metrics) + 0.6)
     figure, axes = plt.subplots(len(metrics), len(Ks), figsize=size, sharex=True, sharey="row", squeeze=False)
     for (metric, label), row in zip(metrics.items(), axes, strict=True):

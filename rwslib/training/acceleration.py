@@ -151,7 +151,8 @@ class Captured:
     """
 
     def __init__(self, function: Callable, length: int):
-        self.function, self.length, self.graph = function, length, None
+        self.function, self.length = function, length
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, params: dict, moments: tuple[dict, ...], *tensors: Tensor) -> tuple[dict, tuple]:
         if tensors[-1].shape[1] != self.length:

@@ -44,7 +44,7 @@ class Objective(nn.Module):
 
     def forward(self, x: Tree, noise: Noise, progress: Tensor) -> Tensor:
         """The loss, a scalar, of a batch ``x [B, ...]`` at a progress in [0, 1)."""
-        return self.problem.losses(self.parts, x, noise, progress, self.phase).mean()
+        return self.problem.losses(dict(self.parts.items()), x, noise, progress, self.phase).mean()
 
     def loss(self, params: Tensors, x: Tree, noise: Noise, progress: Tensor) -> Tensor:
         """The same at other parameters, of one replicate."""
@@ -62,8 +62,8 @@ class Objective(nn.Module):
                 leaves = {name: value.detach().requires_grad_() for name, value in free.items()}
                 buffers = {name: fixed[name].clone() for name in self.changing}
                 state = {**fixed, **buffers, **leaves}  # where the call leaves what buffers have become
-                loss = self.loss(state, x, noise, progress)
-                grads = torch.autograd.grad(loss, leaves.values(), materialize_grads=True)
+                value = self.loss(state, x, noise, progress)
+                grads = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
             changed = {name: state[name].detach() for name in self.changing}
             return {**dict(zip(leaves, grads, strict=True)), **changed}
 

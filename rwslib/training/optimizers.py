@@ -85,7 +85,7 @@ def delayed(optimizer: Optimizer, delays: Mapping[str, int]) -> Optimizer:
             name: max((d for start, d in delays.items() if name.startswith(f"parts.{start}")), default=0)
             for name in params
         }
-        stepped = ({}, *({} for _ in moments))
+        stepped: tuple[Tensors, ...] = ({}, *({} for _ in moments))
         for end in sorted(set(ends.values())):
             names = [name for name in params if ends[name] == end]
             before, *old = ({name: part[name] for name in names} for part in (params, *moments))

@@ -40,7 +40,7 @@ def _require(condition: bool, name: str, allowed: str, value: Any) -> None:
 
 
 def _whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= at_least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
 def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
@@ -236,7 +236,7 @@ def _check_reached(problem: Any, parts: nn.ModuleDict, loss: Tensor, phase: Any)
     """Refuse a model to which no gradient comes, as under ``no_grad``."""
     names = ("p", "q") if phase is None else phase.trains
     trained = [(name, value) for name in names for value in parts[name].parameters() if value.requires_grad]
-    found = [None] * len(trained)
+    found: Sequence[Tensor | None] = [None] * len(trained)
     if trained and loss.requires_grad:
         found = torch.autograd.grad(loss.mean(), [value for _, value in trained], allow_unused=True)
     reached = {name for (name, _), value in zip(trained, found, strict=True) if value is not None}

@@ -77,12 +77,12 @@ def pure_steps(
                 over_replicates = one_by_one(gradients, problem, replicates, int(iteration) + step)
             grads = over_replicates(params, uniform[:, step], normal[:, step], rows[:, step])
             changed = {name: grads.pop(name) for name in objective.changing}
-            rate = problem.learning_rate
-            rate = rate(iteration + step) if callable(rate) else rate
+            given = problem.learning_rate
+            rate = given(iteration + step) if callable(given) else given
             free, fixed = _split((params, *moments), grads)
             value, moved = update(free[0], grads, tuple(free[1:]), iteration + step + 1 - begin, rate)
-            params, *moments = ({**rest, **new} for rest, new in zip(fixed, (value, *moved), strict=True))
-            params, moments = {**params, **changed}, tuple(moments)
+            params, *after = ({**rest, **new} for rest, new in zip(fixed, (value, *moved), strict=True))
+            params, moments = {**params, **changed}, tuple(after)
         return params, moments
 
     return steps
@@ -108,7 +108,8 @@ class Trainer:
         check_seed(problem.seed)
         check_device(problem.device)
         self.problem, self.replicates, self.device = problem, list(replicates), problem.device
-        self.iteration, self.seconds, self.curves = 0, 0.0, {}
+        self.iteration, self.seconds = 0, 0.0
+        self.curves: dict[str, list[np.ndarray]] = {}
         self._kept, self._in_step = 0, False  # the iteration of the checkpoint, if there is one
         if not self.replicates:
             raise ValueError("replicates must hold at least one index, got none")

@@ -141,7 +141,9 @@ def _signature(part: str, name: str) -> str | None:
 
 
 def _bind(part: str, name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = list(inspect.signature(_protocol_function(part, name)).parameters)[1:]
+    function = _protocol_function(part, name)
+    assert function is not None, "only functions of protocols are watched"
+    names = list(inspect.signature(function).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

@@ -18,6 +18,7 @@ def without_failures(runs: Runs) -> dict[tuple[str, int], RunRecord]:
     """Records without the replicates that are wrong about more than half of the counts; empty ones go."""
     kept = {}
     for cell, record in runs.items():
+        assert record is not None
         good = record.metrics["count_accuracy_sample"] >= FAILED
         if good.any():
             metrics = {n: v if n == "iteration" else v[good] for n, v in record.metrics.items()}

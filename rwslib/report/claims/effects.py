@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ from rwslib.methods import METHODS
 from rwslib.models.gmm import NUM_CATEGORIES
 from rwslib.records import RunRecord
 
-Cell = Hashable  # mostly (method, num_particles)
+Cell = Any  # hashable, mostly (method, num_particles)
 Runs = Mapping[Any, RunRecord | None]
 
 NUM_RESAMPLES = 2000
@@ -198,12 +198,13 @@ class Evidence:
         return self._draws[quantity]
 
     def _resample(self, samples: Mapping[Cell, np.ndarray | float]) -> dict[Cell, np.ndarray]:
-        generator, draws = np.random.default_rng(0), {}
-        several = [v for v in samples.values() if np.size(v) > 1]
+        generator, draws = np.random.default_rng(0), dict[Cell, np.ndarray]()
+        several = [np.asarray(v) for v in samples.values() if np.size(v) > 1]
         deviations = [(v - v.mean()) * np.sqrt(len(v) / (len(v) - 1)) for v in several]
         pool = np.concatenate(deviations) if deviations else np.array([np.nan])
-        for cell, v in samples.items():
-            if np.ndim(v) == 0:
+        for cell, sample in samples.items():
+            v = np.asarray(sample)
+            if v.ndim == 0:
                 draws[cell] = np.full(1 + NUM_RESAMPLES, v)
             elif self.pooled:
                 drawn = generator.choice(pool, (NUM_RESAMPLES, len(v))).mean(axis=1)
@@ -239,7 +240,9 @@ class Evidence:
             setting,
             quantity,
             cells,
-            *map(float, (found[0], low, high)),
+            float(found[0]),
+            float(low),
+            float(high),
             smallest=0.0 if margin else QUANTITIES[quantity].smallest,
             levels=tuple(float(part[0]) for part in parts),
             replicates=len(cells) / sum(1 / self._counts[quantity][cell] for cell in cells),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 
@@ -331,7 +332,7 @@ def gmm_claims(
         snr_slopes: slopes for theta and phi, ``[groups, 2]``.
         bias: size of wake-phi's bias by K.
     """
-    given = {
+    given: dict[str, dict[Any, Any]] = {
         TERMS: {("reinforce", K): np.log(v[:, 0] / v[:, 1]) for K, v in term_std.items()},
         SLOPES: {"theta": snr_slopes[:, 0], "phi": snr_slopes[:, 1]} if len(snr_slopes) else {},
         BIAS: dict(bias),

@@ -111,7 +111,7 @@ def learned(record: RunRecord) -> RunRecord | None:
 def others(evidence: Evidence) -> list[Other]:
     """The same evidence with one thing changed, where records hold it; the shorter runs come first."""
     runs = evidence.runs
-    experiments = {record.config.get("experiment") for record in runs.values()} - {None}
+    experiments = {r.config["experiment"] for r in runs.values() if "experiment" in r.config}
 
     def changed_runs(change: Callable[[RunRecord], RunRecord | None], keep: bool) -> Evidence | None:
         found = {cell: new for cell, record in runs.items() if (new := change(record))}
@@ -195,7 +195,9 @@ def lengthened(evidence: Evidence, shorter: Evidence) -> tuple[str, str, str] | 
     row = EXPERIMENTS[config["experiment"]]
     paper, unit, now, length = row.paper_length, row.unit, row.length(config), row.length
     before = length(next(iter(shorter.runs.values())).config)
-    return (f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}") if now < paper else None
+    if paper is None or now >= paper:
+        return None
+    return f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}"
 
 
 def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: Other) -> Iterator[Reason]:

@@ -44,7 +44,9 @@ def headline(runs: Runs) -> str:
     few, many = Ks[0], Ks[-1]
 
     def median(metric: str, method: str, K: int) -> float:
-        return float(np.median(runs[method, K].metrics[f"{metric}_final"]))
+        record = runs[method, K]
+        assert record is not None  # looked at above
+        return float(np.median(record.metrics[f"{metric}_final"]))
 
     models = [f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco")]
     ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
