@@ -280,14 +280,8 @@ def _get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         size = int(response.headers.get("Content-Length") or 0) or None
         parts = []
-        with tqdm(
-            total=size,
-            unit="B",
-            unit_scale=True,
-            desc=url.rsplit("/", 1)[1],
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        ) as bar:
+        name, hidden = url.rsplit("/", 1)[1], not sys.stderr.isatty()
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False, disable=hidden) as bar:
             while part := response.read(2**16):
                 parts.append(part)
                 bar.update(len(part))

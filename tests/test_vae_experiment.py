@@ -12,6 +12,7 @@ from resuming import assert_resumes, assert_same_run, record_steps
 from rwslib import data, records
 from rwslib.evaluation import active_units
 from rwslib.experiments import EXPERIMENTS, VAEConfig, run, stored, vae
+from rwslib.experiments.common import evenly
 from rwslib.methods import METHODS, usable
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise, Tape
@@ -249,9 +250,9 @@ def test_bfloat16_trains_to_the_same_bound():
 
 def test_images_are_taken_evenly():
     images = torch.arange(10)
-    assert vae._evenly(images, 5).tolist() == [0, 2, 4, 6, 8]
-    assert vae._evenly(images, 3).tolist() == [0, 3, 6]
-    assert vae._evenly(images, 10).tolist() == vae._evenly(images, 99).tolist() == images.tolist()
+    assert evenly(images, 5).tolist() == [0, 2, 4, 6, 8]
+    assert evenly(images, 3).tolist() == [0, 3, 6]
+    assert evenly(images, 10).tolist() == evenly(images, 99).tolist() == images.tolist()
 
 
 def test_final_metrics_are_means_with_their_standard_errors():

@@ -16,6 +16,7 @@ from rwslib.experiments.common import (
     checked,
     choice,
     each,
+    evenly,
     number,
     one_of,
     options_at,
@@ -177,7 +178,7 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.scenes(config.dataset, "train").images.flatten(1).to(device)
     grey, on_gpu = config.pixel_sd is not None, torch.device(device).type == "cuda"
-    x_train = _pixels(_evenly(train, CURVE_SCENES).cpu(), Noise(0, 2), grey).to(device)
+    x_train = _pixels(evenly(train, CURVE_SCENES).cpu(), Noise(0, 2), grey).to(device)
     x_test, truth = test_scenes(config.dataset, grey)
     x_test, counts = x_test.to(device), truth.counts.to(device)
     decays = torch.tensor(config.decay_at, device=device) * config.num_iterations
@@ -198,13 +199,13 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
                 name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
                 for name, x, num_particles in (
                     ("train_bound", x_train, config.num_particles),
-                    ("test_bound", _evenly(x_test, CURVE_SCENES), CURVE_PARTICLES),
+                    ("test_bound", evenly(x_test, CURVE_SCENES), CURVE_PARTICLES),
                 )
             }
             metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
             with torch.no_grad():
-                z = q.sample(_evenly(x_test, CURVE_SCENES), 1, noise)[0]
-            accuracy = (z.count[0] == _evenly(counts, CURVE_SCENES)).float().mean()
+                z = q.sample(evenly(x_test, CURVE_SCENES), 1, noise)[0]
+            accuracy = (z.count[0] == evenly(counts, CURVE_SCENES)).float().mean()
             metrics |= {"count_accuracy": accuracy, "boxes_inside": share_inside(z)}
             found.append({**metrics, "count_probs": p.log_count().exp()})
         return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
@@ -368,8 +369,3 @@ def final_metrics(
         "count_accuracy_weighted": (weighted == counts[some]).float().mean(),
         "box_iou": overlap.nanmean(),
     }
-
-
-def _evenly(tensor: Tensor, count: int) -> Tensor:
-    """At most so many entries, evenly spaced."""
-    return tensor[:: max(1, len(tensor) // count)][:count]

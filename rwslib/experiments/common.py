@@ -171,3 +171,8 @@ def options_at(config: Any, progress: Tensor) -> dict[str, Any]:
         if value is not None:
             options[name] = value
     return options
+
+
+def evenly(tensor: Tensor, count: int) -> Tensor:
+    """At most so many entries, evenly spaced."""
+    return tensor[:: max(1, len(tensor) // count)][:count]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rwslib import data
 from rwslib.evaluation import gradient_std, importance_estimates, signal_to_noise
-from rwslib.experiments.common import check_common, checked, each, one_of, options_at, require, whole
+from rwslib.experiments.common import check_common, checked, each, evenly, one_of, options_at, require, whole
 from rwslib.methods import METHODS, RebarControlVariate, usable
 from rwslib.models.sbn import Baseline, GenerativeModel, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import CURVES, FINALS, Noise
@@ -93,7 +93,7 @@ def build(config: SBNConfig, pixel_mean: Tensor | None = None) -> dict[str, nn.M
 def test_images(dataset: str, count: int) -> Tensor:
     """At most so many test images, evenly spaced, binarised once and for all; ``[N, 784]``."""
     images = data.load(dataset).test.flatten(1)
-    return data.binarize(images, Noise(0, 1))[:: max(1, len(images) // count)][:count]
+    return evenly(data.binarize(images, Noise(0, 1)), count)
 
 
 def problem(config: SBNConfig, device: str = "cpu") -> Problem:

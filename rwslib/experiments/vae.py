@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rwslib import data
 from rwslib.evaluation import active_units, importance_estimates
-from rwslib.experiments.common import check_common, checked, choice, one_of, options_at, whole
+from rwslib.experiments.common import check_common, checked, choice, evenly, one_of, options_at, whole
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
@@ -95,7 +95,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.load(config.dataset).train.flatten(1).to(device)
     x_test = test_images(config.dataset).to(device)
-    x_train = data.binarize(_evenly(train, CURVE_IMAGES).cpu(), Noise(0, 2)).to(device)
+    x_train = data.binarize(evenly(train, CURVE_IMAGES).cpu(), Noise(0, 2)).to(device)
     pixel_mean = train.double().mean(dim=0).float().cpu() / 255
     dtype = getattr(torch, config.precision)
     steps_per_epoch = max(1, len(train) // config.batch_size)
@@ -118,7 +118,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
             return estimates["log_marginal"].mean()
 
         replicates = range(len(networks.replicates))
-        test = _evenly(x_test, CURVE_IMAGES)
+        test = evenly(x_test, CURVE_IMAGES)
         return {
             "train_bound": torch.stack([bound(x_train, config.num_particles, i) for i in replicates]),
             "test_bound": torch.stack([bound(test, CURVE_PARTICLES, i) for i in replicates]),
@@ -175,8 +175,3 @@ def final_metrics(
         "active_units": active_units(means),
         "unit_variance": means.var(dim=0, correction=0),
     }
-
-
-def _evenly(images: Tensor, count: int) -> Tensor:
-    """At most so many images, evenly spaced."""
-    return images[:: max(1, len(images) // count)][:count]
