@@ -39,6 +39,7 @@ AIR_PARAMETERS = {
     "results_dir",
 }
 OWN_PARAMETERS = AIR_PARAMETERS - {"results_dir"} | {"num_latents"}
+COINS_PARAMETERS = OWN_PARAMETERS - {"num_latents", "eval_particles"} | {"latents", "hidden"}
 VAE_PARAMETERS = AIR_PARAMETERS - {"num_iterations", "learning_rate"} | {"num_stages"}
 
 
@@ -123,6 +124,7 @@ def test_figures_have_captions_and_alternative_texts(path):
         ("03_vae", VAE_PARAMETERS),
         ("04_air", AIR_PARAMETERS),
         ("05_your_own_model", OWN_PARAMETERS),
+        ("06_coins", COINS_PARAMETERS),
     ],
 )
 def test_a_notebook_has_its_parameters(name, parameters):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.evaluation import gradient_std, importance_estimates, signal_to_noise
+from rwslib.evaluation import gradient_std, importance_estimates
 from rwslib.experiments.common import check_common, checked, each, evenly, one_of, options_at, require, whole
 from rwslib.methods import METHODS, RebarControlVariate, usable
 from rwslib.models.sbn import Baseline, GenerativeModel, InferenceNetwork, RelaxControlVariate
@@ -117,7 +117,8 @@ def problem(config: SBNConfig, device: str = "cpu") -> Problem:
         gradients = networks.phi_gradients(x_curve[:GRADIENT_IMAGES], NUM_GRADIENTS)
         metrics = {
             "phi_gradient_std": gradient_std(gradients),
-            "phi_gradient_snr": signal_to_noise(gradients),
+            # of the whole vector: coins that are certain have no noise, and would rule a mean of ratios
+            "phi_gradient_snr": gradients.mean(dim=1).norm(dim=-1) / gradients.var(dim=1).sum(dim=-1).sqrt(),
         }
         found = []
         for index, replicate in enumerate(networks.replicates):
