@@ -67,10 +67,9 @@ def test_every_cell_was_executed_in_order_without_errors(path):
             assert output.get("name") != "stderr", f"warnings or a progress bar:\n{output.text}"
 
 
-FINISHED = [path for path in NOTEBOOKS if path.stem != "04_air"]  # laid out for pages 88 characters wide
 
 
-@pytest.mark.parametrize("path", FINISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_code_fits_the_page_and_outputs_are_numbers(path):
     for cell in code_cells(path):
         assert max(map(len, cell.source.splitlines())) <= 88, cell.source
@@ -78,7 +77,7 @@ def test_code_fits_the_page_and_outputs_are_numbers(path):
         assert not re.search(r"\b(True|False)\b", printed), f"a test, not a number:\n{printed}"
 
 
-@pytest.mark.parametrize("path", FINISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_chapter_opens_with_its_box_and_folds_what_plots(path):
     first, *others = nbformat.read(path, as_version=4).cells
     assert "<!-- generated: box -->" in first.source
@@ -88,7 +87,7 @@ def test_a_chapter_opens_with_its_box_and_folds_what_plots(path):
             assert "hide-input" in cell.metadata.get("tags", []), cell.source
 
 
-CHAPTERS = [path for path in FINISHED if re.match(r"0\d_", path.stem)]
+CHAPTERS = [path for path in NOTEBOOKS if re.match(r"0\d_", path.stem)]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
