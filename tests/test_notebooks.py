@@ -67,8 +67,6 @@ def test_every_cell_was_executed_in_order_without_errors(path):
             assert output.get("name") != "stderr", f"warnings or a progress bar:\n{output.text}"
 
 
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_code_fits_the_page_and_outputs_are_numbers(path):
     for cell in code_cells(path):
