@@ -318,3 +318,14 @@ def test_relax_and_rebar_are_unbiased_on_vectors(name, num_particles, num_sample
     error = samples.std(dim=0) / math.sqrt(num_samples)
     assert ((samples.mean(dim=0) - exact).abs() < 5 * error).all()
     assert error.max() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("spread", [0.1, 30.0])
+def test_nvil_divides_its_signal_by_its_spread_where_that_is_above_one(spread):
+    log_p = spread * torch.tensor([[0.3, -1.0, 2.0], [0.1, 0.4, -0.7]]).double()
+    log_q = torch.tensor([[-1.0, -0.5, -2.0]] * 2).double().requires_grad_()
+    bound = torch.logsumexp(log_p - log_q, dim=0) - math.log(2)
+    signal = bound.detach() / max(1, bound.detach().std(correction=0).item())
+    (expected,) = torch.autograd.grad(-(signal * log_q.sum(dim=0) + bound).sum(), log_q)
+    loss = estimators.nvil_loss(log_p, log_q, torch.zeros(3).double(), scale_signal=True)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), log_q)[0], expected)
