@@ -183,14 +183,34 @@ def execute(name: str, parameters: Parameters) -> str | None:
     except Exception as error:
         kept = f" (the cells up to there are in {target.relative_to(ROOT)})"
         return f"{name} stopped with {rerun.in_a_line(error)}{kept}"
+    polish(name)
+    return None
+
+
+def polish(name: str) -> None:
+    """Link the first uses of terms in a staged notebook, and leave out times and paths of this machine."""
+    target = STAGE / f"notebooks/{name}.ipynb"
     notebook = nbformat.read(target, as_version=4)
     prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     for cell, linked in zip(prose, link_terms([cell.source for cell in prose], TERMS), strict=True):
         cell.source = linked
-    for part in (notebook, *notebook.cells):  # times and paths of this machine
+    for part in (notebook, *notebook.cells):
         part.metadata.pop("papermill", None)
     nbformat.write(notebook, target)
-    return None
+
+
+def execute_all(names: list[str], parameters: dict[str, Parameters]) -> None:
+    """Execute all notebooks, two at a time; stop where one fails."""
+    # Threads, because kernels that different processes start together can pick the same port; the working
+    # directory is theirs together.  The last chapters take longest, so they come first.
+    with chdir(STAGE / "notebooks"), ThreadPoolExecutor(max_workers=2) as pool:
+        found = pool.map(execute, names[::-1], [parameters[name] for name in names[::-1]])
+        try:
+            failures = [failure for failure in found if failure]
+        except KeyboardInterrupt:  # threads cannot be stopped; kernels end with their parent
+            os._exit(130)
+    if failures:
+        raise SystemExit("\n".join(failures))
 
 
 def make_pages(builder: str) -> None:
@@ -207,7 +227,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("paper", "quick"), default="paper", help="default: paper")
     parser.add_argument("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters")
+    parser.add_argument(
+        "--stored", action="store_true", help="execute nothing: show the outputs that the notebooks hold"
+    )
     arguments = parser.parse_args()
+    if arguments.stored and (arguments.scale != "paper" or arguments.params):
+        parser.error("--stored shows what the notebooks hold, so it takes neither --scale nor --params")
     start = time.monotonic()
 
     names = toc_notebooks()
@@ -222,17 +247,11 @@ def main() -> None:
     os.environ.setdefault("RWSLIB_RESULTS", str(ROOT / "results"))
     files.settle_environment()  # kernels work in another folder
 
-    # Threads, because kernels that different processes start together can pick the same port; the working
-    # directory is theirs together.  The last chapters take longest, so they come first.
-    with chdir(STAGE / "notebooks"), ThreadPoolExecutor(max_workers=2) as pool:
-        found = pool.map(execute, names[::-1], [parameters[name] for name in names[::-1]])
-        try:
-            failures = [failure for failure in found if failure]
-        except KeyboardInterrupt:  # threads cannot be stopped; kernels end with their parent
-            os._exit(130)
-    if failures:
-        raise SystemExit("\n".join(failures))
-
+    if arguments.stored:
+        for name in names:
+            polish(name)
+    else:
+        execute_all(names, parameters)
     subprocess.run([sys.executable, ROOT / "tools/generate_pages.py", STAGE / "book"], check=True)
     shutil.rmtree(SITE, ignore_errors=True)
     make_pages("html")
