@@ -1,6 +1,7 @@
 """What the book's pages say about the code is so."""
 
 import re
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -212,3 +213,11 @@ def test_the_machines_of_the_records_are_counted():
     counts = [int(count) for count in re.findall(r"(\d+) records on ", said)]
     assert sum(counts) == sum(1 for _ in records.iterate(ROOT / "book/results"))
     assert said.startswith("- Gaussian mixture: ") and "- attend, infer, repeat: " in said
+
+
+def test_pages_of_stored_outputs_take_no_parameters(monkeypatch, capsys):
+    for others in (["--scale", "quick"], ["--params", "mine.yaml"]):
+        monkeypatch.setattr(sys, "argv", ["build_book.py", "--stored", *others])
+        with pytest.raises(SystemExit):
+            build_book.main()
+        assert "takes neither --scale nor --params" in capsys.readouterr().err
