@@ -1,20 +1,16 @@
 """What makes the site light leaves what pages use."""
 
-import sys
-from pathlib import Path
-
+import lighten
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTFont
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-import lighten
-
 RULES = (
     '@font-face{src:url(../vendor/fa-solid-900.woff2) format("woff2")}'
     '.fa-moon:before,.fa-night:before{content:"\\f001"}.fa-sun:before{content:"\\f002"}'
     '.fa-bars:before{content:"\\f003"}.note:before{content:"\\f004"}.admonition{color:red;--icon:"\\f005"}'
+    '.tip{--icon:"\uf006"}'  # the character itself
 )
 
 
@@ -26,7 +22,7 @@ def site(tmp_path):
     (tmp_path / lighten.SHEET).write_text(RULES)
     (tmp_path / "a.html").write_text('<i class="fa-solid fa-night"></i>')
     (tmp_path / "_static/theme.js").write_text('icon.className = "fa-bars"')
-    names = [".notdef", "a", "b", "c", "d", "e"]
+    names = [".notdef", *"abcdef"]
     builder = FontBuilder(1000)
     builder.setupGlyphOrder(names)
     builder.setupCharacterMap({0xF001 + i: name for i, name in enumerate(names[1:])})
@@ -47,7 +43,7 @@ def test_icons_of_pages_and_scripts_and_of_other_rules_stay(site):
     assert ".fa-sun" not in rules and ".admonition{color:red" in rules
     assert 'fa-solid-900.woff) format("woff")' in rules
     font = TTFont(site / lighten.FONTS / "fa-solid-900.woff")
-    assert font.getBestCmap().keys() == {0xF001, 0xF003, 0xF004, 0xF005}
+    assert font.getBestCmap().keys() == {0xF001, 0xF003, 0xF004, 0xF005, 0xF006}
     assert not (site / lighten.FONTS / "fa-solid-900.woff2").exists()
 
 

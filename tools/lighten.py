@@ -81,6 +81,7 @@ def keep_icons(site: Path) -> None:
     sheet.write_text(kept, encoding="utf-8")
     sheets = "".join(path.read_text(encoding="utf-8") for path in (site / "_static").rglob("*.css"))
     points = {int(code, 16) for code in re.findall(r"""["']\\([0-9a-f]{4})["']""", sheets)}
+    points |= {ord(character) for character in re.findall("[\ue000-\uf8ff]", sheets)}  # written as they are
     for path in (site / FONTS).glob("*.ttf"):
         font = TTFont(path)
         options = subset.Options(flavor="woff", layout_features=[], notdef_outline=True)
