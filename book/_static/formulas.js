@@ -3,11 +3,15 @@
 (() => {
   const folder = new URL("mathjax/", document.currentScript.src);
   let loading;
+  // A formula that scrolls in its own box can be focused, so that the arrow keys scroll it, too.
+  const focusable = () => document.querySelectorAll("mjx-container[display=true]").forEach((formula) => {
+    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+  });
   globalThis.setFormulas = () => (loading ??= new Promise((done) => {
     globalThis.MathJax = {
       ...globalThis.MathJax,
       loader: { load: ["input/tex", "output/chtml", "a11y/assistive-mml"] },
-      startup: { ready: () => { MathJax.startup.defaultReady(); MathJax.startup.promise.then(done); } },
+      startup: { ready: () => { MathJax.startup.defaultReady(); MathJax.startup.promise.then(focusable).then(done); } },
     };
     const script = document.createElement("script");
     script.src = new URL("startup.js", folder);
