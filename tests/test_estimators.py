@@ -445,8 +445,15 @@ def test_values_and_gradients_stay_finite(name, dtype, log_q_value):
     log_w = torch.tensor(list(EXTREMES.values()), dtype=dtype).T
     log_q = torch.full_like(log_w, log_q_value)
     values = {"log_p": log_w + log_q, "log_q": log_q, "log_proposal": log_q, "log_w_path": log_w}
-    values |= {"log_q_score": log_q / 2}
-    values |= {"baseline": log_w[0], "c": log_w[0], "c_conditional": log_w[1], "c_bracket": log_w[1]}
+    values |= {"log_q_score": log_q / 2, "score": log_q / 2}
+    values |= {"log_p_pair": log_w.flip(0) + log_q, "log_q_pair": log_q, "expansion": log_w}
+    values |= {
+        "baseline": log_w[0],
+        "expected": log_w[0],
+        "c": log_w[0],
+        "c_conditional": log_w[1],
+        "c_bracket": log_w[1],
+    }
     arguments = {n: values[n].clone().requires_grad_() for n in (*per_particle, *per_datum)}
     loss = function(**arguments)
     assert loss.shape == log_w.shape[1:]
@@ -487,7 +494,7 @@ def complain_about(name, argument, value):
         (name, argument, value)
         for name, argument in PARTICLE_ARGUMENTS + DATUM_ARGUMENTS
         for value in (math.nan, math.inf, -math.inf)
-        if value != -math.inf or argument not in ("log_p", "log_w_path")  # there it is a weight of zero
+        if value != -math.inf or argument not in ("log_p", "log_p_pair", "log_w_path")  # a weight of zero
     ],
 )
 def test_non_finite_numbers_are_named(name, argument, value):
@@ -719,6 +726,7 @@ def test_compiled_code_gives_the_same_numbers():
 def test_every_estimator_is_in_the_list_of_these_tests():
     functions = {name for name in estimators.__all__ if name.endswith("_loss")}
     tested = {
-        re.sub("_(centred|defensive|arithmetic|mixed|right)$", "", name) + "_loss" for name in ESTIMATORS
+        re.sub("_(centred|defensive|arithmetic|mixed|right|scaled)$", "", name) + "_loss"
+        for name in ESTIMATORS
     }
     assert tested == functions

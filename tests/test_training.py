@@ -15,7 +15,7 @@ from toys import GaussianModel, GaussianNetwork
 
 from rwslib import records
 from rwslib.experiments import GMMConfig, gmm, run
-from rwslib.methods import METHODS
+from rwslib.methods import METHODS, usable
 from rwslib.methods.wake_sleep import wake_theta
 from rwslib.noise import Tape
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
@@ -23,7 +23,7 @@ from rwslib.training import trainer as trainer_module
 from rwslib.training.acceleration import can_compile
 from rwslib.training.optimizers import Optimizer, adam, delayed
 
-CATEGORICAL = [name for name, method in METHODS.items() if method.latent != "reparameterisable"]
+CATEGORICAL = list(usable(*gmm.OFFERS))
 
 
 def small(method, **changes):

@@ -96,7 +96,7 @@ class Watched(nn.Module):
             shape = (size_of(given["x"]), *(None,) * (1 + many))
             check_density("log-probabilities", result, "B, D, C" if many else "B, C", shape)
         elif name == "log_prior":
-            many = getattr(result, "ndim", 1) == 2
+            many = getattr(result, "ndim", 1) == 2 and result.shape[-1] > 1  # a column is no categories
             check_density("log-probabilities", result, "D, C" if many else "C", (None,) * (1 + many))
         elif "num" in given:
             z, x = _unpack(result, ("z", "x"))
