@@ -104,7 +104,7 @@ EXPERIMENTS = {
         chapter="04_air",
     ),
     "sbn": Experiment(
-        title="two hundred coins",
+        title="sigmoid belief network",
         config=SBNConfig,
         problem=sbn.problem,
         networks=sbn.build,

@@ -8,9 +8,9 @@ neighbours, and a resumed run repeats the same numbers; but where the steps betw
 that a step takes are others, so are the blocks and all numbers.
 """
 
-from rwslib.training.acceleration import largest_divisor as largest_divisor  # the reference has it there
+from rwslib.training.acceleration import largest_divisor
 from rwslib.training.networks import Networks
 from rwslib.training.problem import Phase, Problem
 from rwslib.training.trainer import Trainer
 
-__all__ = ["Networks", "Phase", "Problem", "Trainer"]
+__all__ = ["Networks", "Phase", "Problem", "Trainer", "largest_divisor"]
