@@ -21,7 +21,7 @@ NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --no-loadscope-reorder --nb
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-elsewhere test-fast lint format notebooks serve bench clean distclean
+.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-elsewhere test-fast lint format notebooks serve bench atlas clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,9 @@ serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for a
 
 bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet machine (ARGS="--only air" for a part)
 	$(PY) benchmarks/bench.py $(ARGS) --write book/results/benchmark.json
+
+atlas: $(STAMP)  ## measure bias and noise of all methods, about half an hour (ARGS="--only ww" for some)
+	$(PY) -m rwslib.report.comparison --write book/results/atlas.json $(ARGS)
 
 clean:  ## remove the built book and the caches; keep .venv and results
 	rm -rf _build tools/site_checks/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis

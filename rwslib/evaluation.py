@@ -185,6 +185,23 @@ def exact_moments(
     return mean, (weights * (ascent - mean).square()).sum(dim=0)
 
 
+def particle_counts(num_categories: int, num_particles: int) -> tuple[Tensor, Tensor]:
+    """How often each category is among K particles, whatever their order.
+
+    There are far fewer counts than tuples: 176,851 instead of 4**100 for a hundred particles of four
+    categories.  They suffice for whatever treats all particles alike.
+
+    Returns:
+        Counts ``[N, C]``, float64, and the logarithm of how many tuples have them, ``[N]``.
+    """
+    check_counts(num_categories=num_categories, num_particles=num_particles)
+    last = num_particles + num_categories - 1
+    bars = itertools.combinations(range(last), num_categories - 1)  # between categories, as in stars and bars
+    walls = torch.tensor([(-1, *bar, last) for bar in bars], dtype=torch.float64)
+    counts = walls.diff(dim=1) - 1
+    return counts, math.lgamma(num_particles + 1) - torch.lgamma(counts + 1).sum(dim=1)
+
+
 def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor:
     """The K-particle bound (paper Eq. 1) of one datum by enumeration; a differentiable scalar in nats.
 
@@ -193,10 +210,10 @@ def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor
         logits: ``[C]``, of q.
         num_particles: the number K of particles.
     """
-    z = particle_tuples(len(logits), num_particles)
-    log_q = torch.log_softmax(logits, dim=0)[z]
-    bound = torch.logsumexp(log_joint[z] - log_q, dim=0) - math.log(num_particles)
-    return (log_q.sum(dim=0).exp() * bound).sum()
+    counts, log_ways = (table.to(logits.dtype) for table in particle_counts(len(logits), num_particles))
+    log_q = torch.log_softmax(logits, dim=0)
+    bound = torch.logsumexp(counts.log() + log_joint - log_q, dim=1) - math.log(num_particles)
+    return ((log_ways + counts @ log_q).exp() * bound).sum()
 
 
 def exact_wake_phi(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor:

@@ -173,3 +173,13 @@ def test_the_first_page_is_light(look):
 def test_the_search_finds_a_word(look):
     page = "search.html?q=zero-forcing"
     assert not look([page], shows="#search-results li a[href*='02_gmm.html']")[page]["problems"]
+
+
+@needs_node
+@needs_chromium
+@needs_browser
+def test_the_atlas_draws_its_lines(look):
+    page = "book/methods.html"
+    assert not look([page], shows="#atlas-figure .atlas-display path.line[stroke='#0072B2']")[page][
+        "problems"
+    ]

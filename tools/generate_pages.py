@@ -19,8 +19,8 @@ import social_card
 from rwslib import records
 from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
+from rwslib.report import atlas
 from rwslib.report.claims import listed
-from rwslib.report.comparison import comparison
 from rwslib.report.ledger import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
 from rwslib.report.markup import minus, table, text
 
@@ -344,13 +344,20 @@ def main() -> None:
     notebook, *others = (folder.parent / f"notebooks/{name}.ipynb" for name in CHAPTERS)
     write_picture(notebook, folder / "_static/figure4.svg")
     film = displayed(notebook, "film", "text/html")
+    measured = atlas.read(ROOT / "book/results/atlas.json")
+    atlas.draw(measured, folder / "_static/atlas.svg")
     social_card.draw(film, headline(notebook), folder / "_static/card.png")
     parts = [
         ("methods.md", "methods map", methods_map),
         ("methods.md", "methods table", lambda: methods_table(ablations=False)),
         ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
-        ("methods.md", "discrete comparison", lambda: comparison(discrete_problem=True)),
-        ("methods.md", "continuous comparison", lambda: comparison(discrete_problem=False)),
+        ("methods.md", "atlas findings", lambda: atlas.findings(measured)),
+        ("methods.md", "atlas data", lambda: atlas.figure_data(measured)),
+        ("methods.md", "atlas error", lambda: atlas.largest_error(measured)),
+        ("methods.md", "choice comparison", lambda: atlas.comparison(measured, "choice")),
+        ("methods.md", "smooth comparison", lambda: atlas.comparison(measured, "smooth")),
+        ("methods.md", "ovis signals", lambda: atlas.signals(measured)),
+        ("methods.md", "take this when", lambda: atlas.take_this_when(measured)),
         *(("benchmark.md", f"benchmark {name}", partial(benchmark_table, name)) for name in BENCHMARKS),
         ("rerun.md", "times", times_table),
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),

@@ -147,6 +147,17 @@ class InferenceNetwork(nn.Module):
         return z, pick(log_probs, z)
 
 
+class Table(InferenceNetwork):
+    """An inference "network" that holds the logits of every datum, ``[B, C]``."""
+
+    def __init__(self, logits: Tensor):
+        nn.Module.__init__(self)
+        self.logits = nn.Parameter(logits.clone())
+
+    def log_probs(self, x: Tensor) -> Tensor:
+        return torch.log_softmax(self.logits, dim=-1)
+
+
 class RelaxControlVariate(nn.Module):
     r"""The paper's :math:`c_\rho(g_{1:K}) = \frac1K \sum_k \mathrm{MLP}([x, g_k])`, (1+C)-16-16-1, tanh."""
 

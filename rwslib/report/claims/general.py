@@ -22,12 +22,14 @@ SUMS = {  # what the abstract says; the claims that name one of these as `part_o
 }
 
 
-def small_mixture() -> tuple[Tensor, Tensor]:
-    """``log p(z, x)`` of every category and the logits of q, ``[4]`` each; that chapter's."""
-    z = torch.arange(NUM_CATEGORIES)
-    model = GMM("near", NUM_CATEGORIES).double()
-    log_joint = model.log_joint(z[:, None], torch.tensor([OBSERVATION]).double())[:, 0].detach()
-    return log_joint, torch.linspace(1, -1, NUM_CATEGORIES).double()
+def small_mixture(
+    num_categories: int = NUM_CATEGORIES, observation: float = OBSERVATION
+) -> tuple[Tensor, Tensor]:
+    """``log p(z, x)`` of every category and the logits of q, ``[C]`` each; by default that chapter's."""
+    z = torch.arange(num_categories)
+    model = GMM("near", num_categories).double()
+    log_joint = model.log_joint(z[:, None], torch.tensor([observation]).double())[:, 0].detach()
+    return log_joint, torch.linspace(1, -1, num_categories).double()
 
 
 def minus_wake_phi(log_joint: Tensor, logits: Tensor, z: Tensor) -> Tensor:

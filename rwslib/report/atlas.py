@@ -1,0 +1,265 @@
+"""What the page of methods shows of the stored measurements of ``rwslib.report.comparison``."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from rwslib.methods import METHODS
+from rwslib.report.comparison import MEANS, STEPS, VARIANTS, chosen, title
+from rwslib.report.markup import table
+from rwslib.report.plotting import method_style, shared_legend, use_style
+
+Atlas = dict[str, Any]
+CHAPTERS_Q = {"choice": STEPS.index(1.0), "coin": STEPS.index(1.0), "smooth": MEANS.index(0.9)}
+TITLES = {"choice": "a choice of four", "coin": "a coin", "smooth": "a smooth latent"}
+QUANTITIES = {"bias": "bias", "noise": "noise", "signal": "signal-to-noise ratio"}
+DASHES = {"-": "", "--": "7 3", "-.": "7 3 2 3", ":": "2 3"}  # of lines in SVG, by their name in matplotlib
+SHOWN = ("ww", "dww", "vimco", "ovis", "reinforce", "rloo", "rebar")  # at first
+
+
+def read(path: Path) -> Atlas:
+    """The stored measurements, by problem."""
+    return json.loads(path.read_text(encoding="utf-8"))["problems"]
+
+
+def value(atlas: Atlas, problem: str, row: str, quantity: str, K: int, at: int | None = None) -> Any:
+    """One number, None where there is none; a sampled bias within four standard errors is zero.
+
+    Args:
+        at: which q, by its place in the line; default: the chapter's.
+    """
+    stored = atlas[problem]["rows"][row]
+    if K not in stored["particles"] or stored[quantity] is None:
+        return None
+    line, column = CHAPTERS_Q[problem] if at is None else at, stored["particles"].index(K)
+    found = stored[quantity][line][column]
+    if quantity == "bias" and found is not None and "bias_error" in stored:
+        return found if found > 4 * stored["bias_error"][line][column] else 0.0
+    return found
+
+
+def percent(share: float | None) -> str:
+    """A share; empty where there is none."""
+    if share is None:
+        return ""
+    return f"{100 * share:.0f} %" if share >= 0.1 or not share else f"{100 * share:.1g} %"
+
+
+def digits(number: float | None) -> str:
+    """Two digits; empty where there is none."""
+    if number is None:
+        return ""
+    return f"{number:.0f}" if number >= 100 else f"{number:.2g}"
+
+
+def line_style(row: str) -> dict[str, Any]:
+    """Colour, line style and label; variants of a method are dotted in its colour."""
+    style = method_style(chosen(row)[0])
+    return style | {"linestyle": ":", "label": title(row)} if row in VARIANTS else style
+
+
+def known_rows(atlas: Atlas, problem: str) -> list[str]:
+    """Rows whose method this library has, in the order of its table."""
+    order = [*METHODS, *VARIANTS]
+    return sorted((row for row in atlas[problem]["rows"] if row in order), key=order.index)
+
+
+def comparison(atlas: Atlas, problem: str, particles: tuple[int, ...] = (2, 10)) -> str:
+    """The table of bias, noise and cost at one problem, for the chapter's q."""
+    rows = []
+    for row in known_rows(atlas, problem):
+        bias = [percent(value(atlas, problem, row, "bias", K)) for K in particles]
+        noise = [digits(value(atlas, problem, row, "noise", K)) for K in particles]
+        stored = atlas[problem]["rows"][row]
+        costs = dict(zip(stored["particles"], stored["evaluations"], strict=True))
+        rows.append(
+            [title(row), METHODS[chosen(row)[0]].follows, *bias, *noise, str(costs.get(particles[-1], ""))]
+        )
+    columns = [f"{what}, K = {K}" for what in ("bias", "noise") for K in particles]
+    header = ["method", "follows", *columns, f"evaluations of p, K = {particles[-1]}"]
+    return table(header, rows, wide=False)
+
+
+def findings(atlas: Atlas) -> str:
+    """What the atlas says first."""
+
+    def shown(row: str, quantity: str, K: int, at: int | None = None) -> str:
+        number = value(atlas, "choice", row, quantity, K, at)
+        return percent(number) if quantity == "bias" else digits(number)
+
+    last = len(STEPS) - 1
+    wrong = atlas["choice"]["wrongness"]
+    return "\n".join(
+        [
+            f"- On a choice, WW's bias falls from {shown('ww', 'bias', 2)} at $K = 2$ to "
+            f"{shown('ww', 'bias', 100)} at $K = 100$, and its signal-to-noise ratio rises from "
+            f"{shown('ww', 'signal', 2)} to {shown('ww', 'signal', 100)}. VIMCO has no bias, and its ratio "
+            f"goes from {shown('vimco', 'signal', 2)} to {shown('vimco', 'signal', 100)}.",
+            f"- How wrong $q$ is matters as much: from {digits(wrong[CHAPTERS_Q['choice']])} to "
+            f"{digits(wrong[last])} nats, WW's bias at $K = 10$ goes from {shown('ww', 'bias', 10)} to "
+            f"{shown('ww', 'bias', 10, last)}, and δ-WW's from {shown('dww', 'bias', 10)} to "
+            f"{shown('dww', 'bias', 10, last)}.",
+            f"- {ovis_finding(atlas)}",
+        ]
+    )
+
+
+def ovis_finding(atlas: Atlas) -> str:
+    """Where OVIS has more signal than VIMCO."""
+    particles = atlas["choice"]["rows"]["ovis"]["particles"]
+
+    def ratio(row: str, K: int, at: int | None = None) -> float:
+        return value(atlas, "choice", row, "signal", K, at)
+
+    lines = range(len(STEPS))
+    more = [(at, K) for at in lines for K in particles if ratio("ovis", K, at) > ratio("vimco", K, at)]
+    first, last = particles[0], particles[-1]
+    return (
+        f"OVIS, without bias too, has a ratio of {digits(ratio('ovis', first))} beside VIMCO's "
+        f"{digits(ratio('vimco', first))} at $K = {first}$, and of {digits(ratio('ovis', last))} beside "
+        f"{digits(ratio('vimco', last))} at $K = {last}$; it is ahead in {len(more)} of "
+        f"{len(particles) * len(lines)} places of the atlas."
+    )
+
+
+def signals(atlas: Atlas, rows: tuple[str, ...] = ("vimco", "ovis", "ovis_gamma_1", "ww")) -> str:
+    """The table of signal-to-noise ratios by K, exact, for the chapter's q."""
+    particles = atlas["choice"]["rows"]["ovis"]["particles"]
+    lines = [
+        [title(row), *(digits(value(atlas, "choice", row, "signal", K)) for K in particles)] for row in rows
+    ]
+    return table(["method", *(f"K = {K}" for K in particles)], lines, wide=True)
+
+
+# -- what to take ------------------------------------------------------------------------------------
+
+# words, problem, where q stands (None: the chapter's), evaluations of p, what is followed, latents, unbiased?
+SITUATIONS = (
+    ("a choice; the network is to approach the posterior", "choice", None, 20, "KL(p, q)", ("any",), False),
+    ("the same, with $q$ far off", "choice", len(STEPS) - 1, 20, "KL(p, q)", ("any",), False),
+    ("the same, two evaluations of $p$", "choice", None, 2, "KL(p, q)", ("any",), False),
+    ("a choice; the bound is to be climbed", "choice", None, 20, "bound", ("any",), True),
+    ("the same, with $q$ far off", "choice", len(STEPS) - 1, 20, "bound", ("any",), True),
+    ("the same, two evaluations of $p$", "choice", None, 2, "bound", ("any",), True),
+    ("a choice; the ELBO is to be climbed", "choice", None, 20, "ELBO", ("any", "categorical"), True),
+    ("a coin; the ELBO", "coin", None, 20, "ELBO", ("any", "binary"), True),
+    ("a coin; the bound", "coin", None, 20, "bound", ("any", "binary"), True),
+    ("a smooth latent; the bound", "smooth", None, 20, "bound", ("any", "reparameterisable"), True),
+    ("a smooth latent; the posterior", "smooth", None, 20, "KL(p, q)", ("any", "reparameterisable"), False),
+)
+
+
+def affordable(atlas: Atlas, problem: str, row: str, budget: int) -> int | None:
+    """The largest measured K with at most so many evaluations of p."""
+    stored = atlas[problem]["rows"][row]
+    both = zip(stored["particles"], stored["evaluations"], strict=True)
+    return max((K for K, evaluations in both if evaluations <= budget), default=None)
+
+
+def candidates(atlas: Atlas, situation: tuple) -> list[tuple[float, str, int]]:
+    """Signal-to-noise ratio, row and K of the methods that fit a situation, the best first."""
+    _, problem, at, budget, follows, latents, unbiased = situation
+    found = []
+    for row in known_rows(atlas, problem):
+        method = METHODS[chosen(row)[0]]
+        K = affordable(atlas, problem, row, budget)
+        if K is None or method.ablation or method.follows != follows or method.latent not in latents:
+            continue
+        if not unbiased or value(atlas, problem, row, "bias", K, at) == 0:
+            found.append((value(atlas, problem, row, "signal", K, at), row, K))
+    return sorted(found, reverse=True)
+
+
+def take_this_when(atlas: Atlas) -> str:
+    """Per situation the method with the largest signal-to-noise ratio, and the next."""
+    rows = []
+    for situation in SITUATIONS:
+        words, problem, at, budget, *_ = situation
+        (signal, row, K), *others = candidates(atlas, situation)
+        bias = percent(value(atlas, problem, row, "bias", K, at))
+        after = "; ".join(f"{title(other)} {digits(ratio)}" for ratio, other, _ in others[:2])
+        rests_on = f"{digits(signal)} with K = {K}" + (f", bias {bias}" if bias != "0 %" else "")
+        rows.append([words, str(budget), f"**{title(row)}**", rests_on, after or "none"])
+    header = ["when", "evaluations of p", "take this", "signal-to-noise ratio", "next"]
+    return table(header, rows, wide=False)
+
+
+# -- the figure --------------------------------------------------------------------------------------
+
+
+def figure_data(atlas: Atlas) -> str:
+    """All that the interactive figure draws, as HTML that holds JSON; three digits of each number."""
+
+    def short(number: float | None) -> float | None:
+        return None if number is None else float(f"{number:.3g}")
+
+    found: dict[str, Any] = {}
+    for problem, words in TITLES.items():
+        rows = {}
+        for row in known_rows(atlas, problem):
+            stored, style = atlas[problem]["rows"][row], line_style(row)
+            dash = DASHES.get(style["linestyle"]) if isinstance(style["linestyle"], str) else None
+            rows[row] = {
+                "title": style["label"],
+                "color": style["color"],
+                "dash": " ".join(map(str, style["linestyle"][1])) if dash is None else dash,
+                "particles": stored["particles"],
+                "evaluations": stored["evaluations"],
+            } | {
+                quantity: [
+                    [short(value(atlas, problem, row, quantity, K, at)) for K in stored["particles"]]
+                    for at in range(len(atlas[problem]["wrongness"]))
+                ]
+                for quantity in QUANTITIES
+            }
+        found[problem] = {
+            "title": words,
+            "start": CHAPTERS_Q[problem],
+            "wrongness": list(map(short, atlas[problem]["wrongness"])),
+            "rows": rows,
+        }
+    data = json.dumps({"quantities": QUANTITIES, "shown": SHOWN, "problems": found}, separators=(",", ":"))
+    return f'```{{raw}} html\n<script type="application/json" id="atlas-data">{data}</script>\n```'
+
+
+def draw(atlas: Atlas, target: Path, K: int = 10) -> None:
+    """Save the figure that stands where nothing can be chosen: one column per quantity, on the choice."""
+    use_style()
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), sharey="col")
+    wrong, here = atlas["choice"]["wrongness"], CHAPTERS_Q["choice"]
+    for (quantity, label), (above, below) in zip(QUANTITIES.items(), axes.T, strict=True):
+        for row in SHOWN:
+            particles = atlas["choice"]["rows"][row]["particles"]
+            by_particles = [value(atlas, "choice", row, quantity, k) or math.nan for k in particles]
+            by_wrongness = [
+                value(atlas, "choice", row, quantity, K, at) or math.nan for at in range(len(wrong))
+            ]
+            above.plot(particles, by_particles, marker="o", markersize=3, **line_style(row))
+            below.plot(wrong, by_wrongness, marker="o", markersize=3, **line_style(row))
+        above.set(xscale="log", yscale="log", title=label, xlabel="particles K")
+        above.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        below.set(xscale="log", yscale="log", xlabel="KL(p, q) in nats")
+        for ax in (above, below):
+            ax.minorticks_off()
+    axes[0, 0].set_ylabel(f"KL(p, q) = {digits(wrong[here])} nats")
+    axes[1, 0].set_ylabel(f"K = {K}")
+    shared_legend(figure, axes[0, 1])
+    figure.savefig(target, metadata={"Date": None})
+    plt.close(figure)
+
+
+def largest_error(atlas: Atlas) -> str:
+    """The largest standard error of a sampled noise, as a share of it."""
+    shares = [
+        error / noise
+        for problem in atlas.values()
+        for stored in problem["rows"].values()
+        if "noise_error" in stored
+        for line, errors in zip(stored["noise"], stored["noise_error"], strict=True)
+        for noise, error in zip(line, errors, strict=True)
+        if math.isfinite(noise)
+    ]
+    return percent(max(shares))
