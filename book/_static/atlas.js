@@ -97,6 +97,7 @@ const Atlas = (() => {
 
     function settle() { // the slider goes over what is not the axis
       const byWrongness = controls.axis.value === "wrongness";
+      slider.setAttribute("aria-label", AXES[byWrongness ? "particles" : "wrongness"]);
       slider.max = kept().length - 1;
       slider.value = byWrongness ? Math.max(0, allParticles().indexOf(10)) : problem().start;
     }
