@@ -14,6 +14,7 @@ import golden
 import numpy as np
 import pytest
 
+from rwslib.training import acceleration
 from rwslib.training.acceleration import can_compile
 
 KEPT = json.loads(golden.FILE.read_text())
@@ -49,7 +50,9 @@ def test_a_short_run_gives_the_same_numbers(case):
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="there is no C++ compiler")
 @pytest.mark.parametrize("case", golden.COMPILED)
-def test_compiled_runs_give_the_same_numbers(case):
+def test_compiled_runs_give_the_same_numbers(case, monkeypatch):
+    if "relax" in case:  # whose two steps in one call compile for a minute
+        monkeypatch.setattr(acceleration, "UNROLL", 1)
     found, kept = golden.run(case), KEPT["cases"][case.removesuffix(", compiled")]
     assert found["streams"] == kept["streams"]
     assert_close(found, kept)

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from shortened import shortened
 
 from rwslib import data
 from rwslib.data import DataSet, Digits
@@ -33,23 +34,6 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
-SHORTER = {  # the chapters' own live runs, which do not see the data set
-    "03_vae": ('"eval_particles": 500}', '"eval_particles": 5}'),
-    "04_air": ("batch_size=32", "batch_size=2"),
-}
-
-
-def shortened(name):
-    """A chapter without its exercises, and with a smaller live run."""
-    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
-    (end,) = (i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## Exercises"))
-    notebook.cells = notebook.cells[:end]
-    long, short = SHORTER[name]
-    (live,) = (cell for cell in notebook.cells if long in cell.source)
-    live.source = live.source.replace(long, short)
-    return notebook
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A copy of the library with the row that the page adds, and the data that the row reads."""
@@ -57,11 +41,13 @@ def checkout(tmp_path_factory):
     shutil.copytree(ROOT / "rwslib", folder / "rwslib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)  # which makes it a checkout
     (folder / "notebooks").mkdir()
-    for name in SHORTER:
+    for name in SMALLER:
         nbformat.write(shortened(name), folder / f"notebooks/{name}.ipynb")
     (row,) = blocks("python")
-    with (folder / "rwslib/data.py").open("a", encoding="utf-8") as file:
-        file.write(f"\n\n{row}")
+    library = (ROOT / "rwslib/data.py").read_text(encoding="utf-8")
+    fewer = re.sub(r"^NUM_SCENES = .*", 'NUM_SCENES = {"train": 300, "test": 1000}', library, flags=re.M)
+    assert fewer != library
+    (folder / "rwslib/data.py").write_text(f"{fewer}\n\n{row}", encoding="utf-8")
     (folder / "data").mkdir()
     mine = {name: part[:NUM].numpy() for name, part in data.load("digits")._asdict().items()}
     np.savez(folder / "data/mine.npz", **mine)

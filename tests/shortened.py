@@ -1,0 +1,27 @@
+"""Chapters without what a test does not ask for: sections that train live whatever the parameters are."""
+
+from pathlib import Path
+
+import nbformat
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+LEFT_OUT = {  # from one heading to another, or to the end
+    "02_gmm": (("## Exercises", None),),
+    "03_vae": (("### Two models in seconds", "## Claim by claim"), ("## Exercises", None)),
+    "04_air": (("## Subtracting what is only noise", "## Other ways"), ("## Exercises", None)),
+}
+
+
+def shortened(name: str) -> nbformat.NotebookNode:
+    """The chapter without those sections."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+    def place(heading: str) -> int:
+        (found,) = (i for i, cell in enumerate(notebook.cells) if f"\n{heading}" in f"\n{cell.source}")
+        return found
+
+    for begin, end in LEFT_OUT[name]:
+        del notebook.cells[place(begin) : place(end) if end else None]
+    for cell in notebook.cells:  # chapter 4's live model draws its pictures
+        cell.source = cell.source.replace("batch_size=32", "batch_size=2")
+    return notebook
