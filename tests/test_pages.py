@@ -15,9 +15,11 @@ from glossary_links import glossary_terms, link_terms
 
 from rwslib import __main__ as cli
 from rwslib import records
+from rwslib.commands import rerun
 from rwslib.experiments import EXPERIMENTS, configuration, modules
 from rwslib.methods import METHODS
 from rwslib.report import plotting
+from rwslib.report.claims import QUANTITIES, VERDICTS
 from rwslib.report.ledger import CHAPTERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,15 +98,16 @@ def test_every_method_is_said_when_to_use():
 def test_the_worked_examples_of_the_design_page_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "book/architecture.md").read_text(), re.M | re.S)
     scope = {}
+    for name in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED"):
+        monkeypatch.setenv(name, str(tmp_path / name))
     try:
         for block in blocks:
             exec(block, scope)  # what a reader would paste
         assert plotting.method_style("tempered")["label"] == "tempered WW"
-        for name in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED"):
-            monkeypatch.setenv(name, str(tmp_path / name))
         (tmp_path / "grid.yaml").write_text(
-            "- {experiment: kept, method: ww, num_particles: 5, learning_rate: [1e-3, 1e-2]}"
+            "- {experiment: kept, method: ww, num_particles: 5, learning_rate: [1e-3, 3e-3]}"
         )
+        monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path / "others"))
         cli.main(["train", str(tmp_path / "grid.yaml")])
         cli.main(["list"])
         assert re.findall(r"kept +ww +5 .*200/200.*largest 0\.\d+", capsys.readouterr().out)
@@ -117,17 +120,44 @@ def test_the_worked_examples_of_the_design_page_run(tmp_path, monkeypatch, capsy
     finally:
         METHODS.pop("tempered", None)
         EXPERIMENTS.pop("kept", None)
+        QUANTITIES.pop("largest weight", None)
+    claim = scope["claim"]
+    assert list(claim.effects) == ["WW, K 2 to 5"] and claim.verdict in VERDICTS
+    rises = [scope["runs"]["ww", K].metrics["prior_l2_final"] for K in (2, 5)]  # of the chapter
+    assert all(values.shape == (2,) for values in rises)
     assert scope["curves"]["posterior_l2"].shape[0] == 2
     assert np.isfinite(scope["curves"]["posterior_l2"]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the client that talks to the kernel
+def test_the_worked_example_of_a_chapter_takes_new_parameters(tmp_path, monkeypatch):
+    for name in ("RWSLIB_RESULTS", "RWSLIB_PUBLISHED", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    page = (ROOT / "book/architecture.md").read_text().split("## A chapter in two cells")[1]
+    first, second = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(first, metadata={"tags": ["parameters"]})]
+    )
+    book.cells.append(nbformat.v4.new_code_cell(second))
+    path = tmp_path / "07_kept.ipynb"
+    nbformat.write(book, path)
+    with pytest.raises(ValueError, match="num_particles"):
+        rerun.check(path, {"num_particles": "few"})
+    values = rerun.check(path, {"num_particles": [3], "num_iterations": 20})
+    rerun.run_cells(path, tmp_path / "out.ipynb", values, tmp_path)
+    shown = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
+    (shown_table,) = (out.data["text/markdown"] for out in shown if "text/markdown" in out.get("data", {}))
+    assert re.search(r"\n\| 3 \| \d\.\d\d \|$", shown_table)
+
+
 def test_parameters_that_are_the_defaults_add_no_second_cell_of_them(tmp_path):
     params, names = tmp_path / "mine.yaml", ["02_gmm", "03_vae", "04_air"]
-    params.write_text("num_runs: 3\n03_vae: {num_stages: 5, num_particles: [8]}\n")
+    params.write_text("num_runs: 5\n03_vae: {num_stages: 5, num_particles: [8]}\n")
     assert not any(build_book.choose_parameters(names, "paper", None).values())
     chosen = build_book.choose_parameters(names, "paper", params)
-    assert chosen.pop("03_vae") == {"num_runs": 3, "num_particles": [8]}  # it has 2 replicates, and 5 stages
-    assert chosen == {"02_gmm": {"num_runs": 3}, "04_air": {}}  # which have 10 and 3
+    assert chosen.pop("03_vae") == {"num_runs": 5, "num_particles": [8]}  # it has 2 replicates, and 5 stages
+    assert chosen == {"02_gmm": {"num_runs": 5}, "04_air": {}}  # which have 10 and 5
     assert all(build_book.choose_parameters(names, "quick", None).values())
 
 

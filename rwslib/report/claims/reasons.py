@@ -49,6 +49,7 @@ class Other:
     evidence: Evidence
 
 
+TEN_TIMES = {**WARM_UP, "num_iterations": 30_000, "num_runs": 3, "eval_particles": 5000, "eval_scenes": 1000}
 # What the records hold beside the runs that are judged: kind, words, which method's runs, what differs.
 CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] = {
     "gmm": (
@@ -63,7 +64,10 @@ CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] =
         (DETAIL, "From uniform mixture weights,", None, {"init": "near"}),
     ),
     "vae": (),
-    "air": ((DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),),
+    "air": (
+        (DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),
+        (DETAIL, "From a warm-up, in ten times as many iterations,", None, TEN_TIMES),
+    ),
 }
 
 
@@ -118,7 +122,7 @@ def others(evidence: Evidence) -> list[Other]:
         return Evidence((runs if keep else {}) | found, evidence.pooled) if found else None
 
     rows = [(SHORT, "", changed_runs(shorter, keep=False))]
-    for kind, lead, method, changes in (row for name in experiments for row in CHANGES[name]):
+    for kind, lead, method, changes in (row for name in experiments for row in CHANGES.get(name, ())):
 
         def change(record: RunRecord, method=method, changes=changes) -> RunRecord | None:
             one_of_them = method in (None, record.config["method"])
