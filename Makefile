@@ -68,7 +68,7 @@ sweep: $(SWEEP_STAMP)  ## train and execute what grids ask for (GRID=workflow/gr
 
 # From an empty store of its own; what is in it is not done again.
 REPRODUCED := $(CURDIR)/results/reproduce-$(or $(SCALE),quick)
-PAPER_GRIDS := figure4 figure2-table1 figure1
+PAPER_GRIDS := figure4 figure2-table1 figure1 figure1-earlier
 GRIDS := $(if $(filter paper,$(SCALE)),$(PAPER_GRIDS)) reproduce-$(or $(SCALE),quick)
 reproduce: $(SWEEP_STAMP)  ## train all experiments from nothing, then make their figures (SCALE=quick or paper)
 	RWSLIB_PUBLISHED="$(REPRODUCED)/none" $(PY) -m rwslib sweep $(GRIDS:%=workflow/grids/%.yaml) \

@@ -38,7 +38,7 @@ def beyond(evidence: Evidence, best: int) -> list[Effect]:
 
 
 def unusable(evidence: Evidence) -> list[Effect]:
-    """How far VIMCO's count accuracy stays below that of a usable network, with the most particles."""
+    """How far VIMCO's count accuracy stays below that of a usable network, with the most it was run with."""
     return [
         evidence.effect(
             f"{title('vimco')}, K {K}",
@@ -47,13 +47,8 @@ def unusable(evidence: Evidence) -> list[Effect]:
             combine=lambda a: -a,
             margin=USABLE,
         )
-        for K in evidence.particles[-1:]
+        for K in sorted(K for method, K in evidence.runs if method == "vimco")[-1:]
     ]
-
-
-def varied(evidence: Evidence) -> list[int]:
-    """Numbers of particles with which the variant was run; 5 without any."""
-    return [K for method, K in evidence.runs if method == "vimco_air2018"] or [5]
 
 
 MIDDLE, FIGURE = "Figure 1, middle", ("fig-air-figure1",)
