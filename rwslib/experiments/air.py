@@ -41,6 +41,10 @@ from rwslib.training.optimizers import Optimizer, adam, delayed, rmsprop
 OFFERS = ("sample_defensive", "control_variate")  # to methods
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
 WARM_UP = {"dream_iterations": 0, "sorted_dreams": False, "warmup_iterations": 2000}  # an earlier recipe
+EARLIER_RUNS: dict[int, dict[str, Any]] = {  # of that recipe, by their length
+    length: WARM_UP | {"num_iterations": length, "num_runs": 3, "eval_particles": 5000, "eval_scenes": scenes}
+    for length, scenes in ((8000, 500), (30_000, 1000))
+}
 DREAMS_PER_SCENE = 5  # of the phase of dreams, a scene of the batch
 LEAST_BETWEEN_LOGS = 100  # iterations; metrics cost as much as twenty steps
 CURVE_SCENES = 200

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwslib.experiments import EXPERIMENTS, configuration, stored
-from rwslib.experiments.air import WARM_UP
+from rwslib.experiments.air import EARLIER_RUNS, WARM_UP
 from rwslib.methods import METHODS
 from rwslib.records import RunRecord, published_dir
 from rwslib.report.claims.effects import (
@@ -49,7 +49,6 @@ class Other:
     evidence: Evidence
 
 
-TEN_TIMES = {**WARM_UP, "num_iterations": 30_000, "num_runs": 3, "eval_particles": 5000, "eval_scenes": 1000}
 # What the records hold beside the runs that are judged: kind, words, which method's runs, what differs.
 CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] = {
     "gmm": (
@@ -66,7 +65,7 @@ CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] =
     "vae": (),
     "air": (
         (DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),
-        (DETAIL, "From a warm-up, in ten times as many iterations,", None, TEN_TIMES),
+        (DETAIL, "From a warm-up, in ten times as many iterations,", None, EARLIER_RUNS[30_000]),
     ),
 }
 
