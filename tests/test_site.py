@@ -153,7 +153,8 @@ def look():
 def test_every_page_is_right_in_a_browser(look, part):
     """No error, no request to another host, no sideways scrolling, and nothing that axe-core objects to."""
     pages = [str(path.relative_to(SITE)) for path in PAGES if part_of(path) == part]
-    found = look(pages, (390, 1400), ("light", "dark"))
+    listings = part == "_modules"  # of the library, long and alike: once each
+    found = look(pages, (390,) if listings else (390, 1400), ("dark",) if listings else ("light", "dark"))
     assert found and found.keys() == set(pages)
     problems = [f"{page}: {problem}" for page, seen in found.items() for problem in seen["problems"]]
     assert not problems, "\n".join(problems)

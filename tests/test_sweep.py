@@ -278,7 +278,9 @@ def test_two_sweeps_at_once_train_each_run_once_and_a_bad_row_stops_no_other(tmp
     assert f"checkpoint {checkpoint} is damaged" in left_err
     assert "not done: " + checkpoint.stem in left_err
     checkpoint.unlink()
-    assert "1 of 1 done" in finish(begin(grid, store))[0]
+    (left_to_do,) = sweep.pending([grid], store)[1]
+    assert left_to_do == bad
+    cli.main(["train", str(grid), "--results-dir", str(store)])
     assert all(np.isfinite(record.metrics["prior_l2"]).all() for record in records.iterate(store))
 
 
