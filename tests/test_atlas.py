@@ -225,8 +225,15 @@ def test_a_sampled_bias_within_its_error_is_none(stored):
 def test_findings_change_with_the_numbers(stored):
     changed = copy.deepcopy(stored)
     row = changed["choice"]["rows"]["ww"]
-    row["bias"][atlas.CHAPTERS_Q["choice"]][row["particles"].index(2)] = 0.123
-    assert "falls from 12 % at $K = 2$" in atlas.findings(changed)
+    at, few, many = atlas.CHAPTERS_Q["choice"], row["particles"].index(2), row["particles"].index(100)
+    row["bias"][at][few] = 0.123
+    assert "WW's bias falls from 12 % to " in atlas.findings(changed)
+    row["bias"][at][many], row["signal"][at][few], row["signal"][at][many] = 0.2, 3.0, 3.001
+    said = atlas.findings(changed)
+    assert "WW's bias rises from 12 % to 20 %, and its signal-to-noise ratio stays at 3." in said
+    assert "VIMCO has no bias" in said and "OVIS has no bias" in said
+    changed["choice"]["rows"]["vimco"]["bias"][at][-1] = 0.05
+    assert "VIMCO has a bias of up to 5 %" in atlas.findings(changed)
     changed["choice"]["rows"]["ovis"]["signal"] = [[0.0] * 11] * len(comparison.STEPS)
     assert "ahead in 0 of 77 places of the atlas." in atlas.findings(changed)
 

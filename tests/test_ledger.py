@@ -107,6 +107,10 @@ def test_the_summary_counts_the_verdicts_of_all_but_the_sums(stage):
     verdicts = [entry["verdict"] for name, entry in claims.items() if name not in SUMS]
     assert f"**all {len(verdicts)}**" in last
     assert last.endswith("| " + " | ".join(str(verdicts.count(name) or "") for name in VERDICTS) + " |")
+    total, *counts = map(int, re.findall(r"\d+", ledger.answer(stage)))
+    assert total == sum(counts) == len(verdicts) and counts == [
+        verdicts.count(name) for name in VERDICTS if name in verdicts
+    ]
 
 
 def test_a_claim_of_the_abstract_has_the_effects_of_its_parts(stage):

@@ -179,6 +179,15 @@ def test_the_search_finds_a_word(look):
 @needs_node
 @needs_chromium
 @needs_browser
+def test_the_search_finds_a_claim_by_its_name_first(look):
+    pages = [f"search.html?q={name}" for name in ("AIR-5b", "GMM-3a", "gen-3b")]
+    found = look(pages, shows="#search-results li:first-child a[href*='claims.html#index-']")
+    assert not [problem for page in pages for problem in found[page]["problems"]]
+
+
+@needs_node
+@needs_chromium
+@needs_browser
 def test_the_atlas_draws_its_lines(look):
     page = "book/methods.html"
     assert not look([page], shows="#atlas-figure .atlas-display path.line[stroke='#0072B2']")[page][

@@ -21,7 +21,15 @@ from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report import atlas
 from rwslib.report.claims import listed
-from rwslib.report.ledger import CHAPTERS, chapter_bar, claims_page, first_page, what_matters
+from rwslib.report.ledger import (
+    CHAPTERS,
+    answer,
+    chapter_bar,
+    chapter_claims,
+    claims_page,
+    first_page,
+    what_matters,
+)
 from rwslib.report.markup import minus, table, text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,10 +294,16 @@ def displayed(notebook: Path, tag: str, kind: str) -> str:
     return shown
 
 
-def finding(notebook: Path) -> str:
-    """What the notebook's cell of findings displayed, as a list."""
-    lines = displayed(notebook, "finding", "text/markdown").splitlines()
-    return minus("\n".join(f"- {line.removeprefix('- ')}" for line in lines))
+def finding(notebook: Path, start: int = 0) -> str:
+    """What the notebook's cell of findings displayed, as a list; names of claims with what they say."""
+    lines = displayed(notebook, "finding", "text/markdown").splitlines()[start:]
+    claims = chapter_claims(notebook)["claims"] if notebook.stem in CHAPTERS else {}
+
+    def spelt_out(name: re.Match) -> str:
+        return f"{name[0]} ({claims[name[0]]['says']})" if name[0] in claims else name[0]
+
+    words = "\n".join(f"- {line.removeprefix('- ')}" for line in lines)
+    return minus(re.sub(r"\b[A-Z]+-\d+[a-z]?\b", spelt_out, words))
 
 
 def box(notebook: Path) -> str:
@@ -362,10 +376,12 @@ def main() -> None:
         ("rerun.md", "times", times_table),
         ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
         ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
+        ("intro.md", "answer", lambda: answer(folder.parent)),
         ("intro.md", "headline", partial(headline, notebook)),
         ("intro.md", "film", lambda: film),
         ("intro.md", "cards", partial(cards, [notebook, *others])),
-        *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in (notebook, *others)),
+        ("intro.md", f"finding {notebook.stem}", partial(finding, notebook, start=1)),  # after the headline
+        *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in others),
         ("intro.md", "verdicts", lambda: first_page(folder.parent)),
         ("reproducibility.md", "machines", machines),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),

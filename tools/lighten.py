@@ -58,6 +58,8 @@ def drop_icon_script(site: Path) -> None:
 def light_page(text: str, is_search: bool) -> str:
     """A page whose pictures are loaded when they are near, and the index of the search where it is used."""
     text = re.sub(r"<img (?![^>]*\bloading=)", '<img loading="lazy" ', text)
+    # An entry of the index leads to the heading of what unfolds, whose words the search shows.
+    text = re.sub(r'<span id="(index-\d+)"></span><summary\b', r'<summary id="\1"', text)
     text = re.sub(r"(fa-\w+-\d+)\.woff2", r"\1.woff", text)
     if is_search:
         return text

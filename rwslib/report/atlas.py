@@ -86,25 +86,36 @@ def comparison(atlas: Atlas, problem: str, particles: tuple[int, ...] = (2, 10))
 def findings(atlas: Atlas) -> str:
     """What the atlas says first."""
 
-    def shown(row: str, quantity: str, K: int, at: int | None = None) -> str:
-        number = value(atlas, "choice", row, quantity, K, at)
-        return percent(number) if quantity == "bias" else digits(number)
+    def change(row: str, quantity: str, Ks: tuple[int, int], at: int | None = None) -> str:
+        """How a number moves from the chapter's q and the first K to another q and the second K."""
+        form = percent if quantity == "bias" else digits
+        ends = [value(atlas, "choice", row, quantity, K, q) for K, q in zip(Ks, (None, at), strict=True)]
+        before, after = map(form, ends)
+        if before == after:
+            return f"stays at {before}"
+        return f"{'rises' if ends[1] > ends[0] else 'falls'} from {before} to {after}"
 
-    last = len(STEPS) - 1
+    few_many, last = (2, 100), len(STEPS) - 1
     wrong = atlas["choice"]["wrongness"]
     return "\n".join(
         [
-            f"- On a choice, WW's bias falls from {shown('ww', 'bias', 2)} at $K = 2$ to "
-            f"{shown('ww', 'bias', 100)} at $K = 100$, and its signal-to-noise ratio rises from "
-            f"{shown('ww', 'signal', 2)} to {shown('ww', 'signal', 100)}. VIMCO has no bias, and its ratio "
-            f"goes from {shown('vimco', 'signal', 2)} to {shown('vimco', 'signal', 100)}.",
-            f"- How wrong $q$ is matters as much: from {digits(wrong[CHAPTERS_Q['choice']])} to "
-            f"{digits(wrong[last])} nats, WW's bias at $K = 10$ goes from {shown('ww', 'bias', 10)} to "
-            f"{shown('ww', 'bias', 10, last)}, and δ-WW's from {shown('dww', 'bias', 10)} to "
-            f"{shown('dww', 'bias', 10, last)}.",
+            f"- On a choice, from $K = {few_many[0]}$ to ${few_many[1]}$, WW's bias "
+            f"{change('ww', 'bias', few_many)}, and its signal-to-noise ratio "
+            f"{change('ww', 'signal', few_many)}. VIMCO {bias_in_words(atlas, 'vimco')}, and its ratio "
+            f"{change('vimco', 'signal', few_many)}.",
+            f"- How wrong $q$ is matters, too: from {digits(wrong[CHAPTERS_Q['choice']])} to "
+            f"{digits(wrong[last])} nats, WW's bias at $K = 10$ {change('ww', 'bias', (10, 10), last)}, "
+            f"and that of δ-WW {change('dww', 'bias', (10, 10), last)}.",
             f"- {ovis_finding(atlas)}",
         ]
     )
+
+
+def bias_in_words(atlas: Atlas, row: str) -> str:
+    """Whether a method has a bias on a choice, at the chapter's q."""
+    particles = atlas["choice"]["rows"][row]["particles"]
+    largest = percent(max(value(atlas, "choice", row, "bias", K) for K in particles))
+    return "has no bias" if largest == "0 %" else f"has a bias of up to {largest}"
 
 
 def ovis_finding(atlas: Atlas) -> str:
@@ -118,8 +129,8 @@ def ovis_finding(atlas: Atlas) -> str:
     more = [(at, K) for at in lines for K in particles if ratio("ovis", K, at) > ratio("vimco", K, at)]
     first, last = particles[0], particles[-1]
     return (
-        f"OVIS, without bias too, has a ratio of {digits(ratio('ovis', first))} beside VIMCO's "
-        f"{digits(ratio('vimco', first))} at $K = {first}$, and of {digits(ratio('ovis', last))} beside "
+        f"OVIS {bias_in_words(atlas, 'ovis')}. Its ratio is {digits(ratio('ovis', first))} beside VIMCO's "
+        f"{digits(ratio('vimco', first))} at $K = {first}$, and {digits(ratio('ovis', last))} beside "
         f"{digits(ratio('vimco', last))} at $K = {last}$; it is ahead in {len(more)} of "
         f"{len(particles) * len(lines)} places of the atlas."
     )

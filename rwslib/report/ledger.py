@@ -172,15 +172,19 @@ def counts_of(name: str, count: int) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
+def counted(entries: Iterable[Entry]) -> str:
+    """Claims by verdict, in words: "12 hold, 4 are split and 1 fails"."""
+    verdicts = Counter(entry["verdict"] for entry in entries)
+    return listed(counts_of(name, verdicts[name]) for name in VERDICTS if verdicts[name])
+
+
 def chapter_bar(notebook: Path) -> str:
     """The head of a chapter: the bar of all its effects, and its claims by verdict."""
     claims = chapter_claims(notebook)["claims"]
-    verdicts = Counter(entry["verdict"] for entry in claims.values())
-    counted = listed(counts_of(name, verdicts[name]) for name in VERDICTS if verdicts[name])
     section = label(group_of(next(iter(claims))))
     return (
         f'<div class="claim-head">{bar(sides(claims.values()))}</div>\n\n'
-        f"Of its {{ref}}`{len(claims)} claims <{section}>` {counted}."
+        f"Of its {{ref}}`{len(claims)} claims <{section}>` {counted(claims.values())}."
     )
 
 
@@ -267,10 +271,10 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
     chips = "".join(f'<span class="claim-chip">{kind}</span>' for kind in kinds)
     title = (
         f"**{name}** {badge(entry['verdict'])} {entry['says']} "
-        f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span>{chips}'
+        f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span> {chips}'
     )
     kind = f"verdict-{entry['verdict'].replace(' ', '-')} about-{group_of(name).lower()}"
-    lines = [f"```{{index}} single: {name}\n```\n"]  # the search's first answer to the name
+    lines = [f"```{{index}} ! single: {name}\n```\n"]  # a main entry: the search's first answer to the name
     lines += [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
     if entry["reasons"]:
         lines += ["**Why not all of it**:\n"]
@@ -310,7 +314,13 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
 def what_matters() -> str:
     """The smallest difference that matters of every quantity, with the reason."""
     rows = [
-        [name, number(quantity.smallest, sign=False) + f" {quantity.unit}", quantity.reason]
+        [
+            name,
+            f"{number(quantity.smallest, sign=False)} {quantity.unit}".removesuffix(
+                "s" * (quantity.smallest == 1)
+            ),
+            quantity.reason,
+        ]
         for name, quantity in QUANTITIES.items()
     ]
     return table(["quantity", "smallest difference that matters", "why"], rows, wide=False)
@@ -341,3 +351,9 @@ def claims_page(stage: Path) -> str:
 def first_page(stage: Path) -> str:
     """The sums of the ledger, for the first page."""
     return summary(read_ledger(stage)[0])
+
+
+def answer(stage: Path) -> str:
+    """What came out, in the first page's second sentence."""
+    entries = [entry for name, entry in read_ledger(stage)[0].items() if name not in SUMS]
+    return f"This book runs it again: of [{len(entries)} claims](claims.md) {counted(entries)}."

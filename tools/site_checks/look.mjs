@@ -65,14 +65,20 @@ async function look(path) {
     await page.setViewportSize({ width, height: 900 });
     await page.emulateMedia({ colorScheme: theme }); // which the page follows
     await page.waitForSelector(`html[data-theme=${theme}]`, { timeout: 5000 }).catch(() => {});
-    const seen = await page.evaluate(() => {
+    const seen = await page.evaluate(async () => {
+      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // marks are set
       const { dataset, scrollWidth, clientWidth } = document.documentElement;
       const unset = document.querySelectorAll("mjx-merror, [data-mjx-error]").length;
-      return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset };
+      const cut = [...document.querySelectorAll(".bd-content :is(div, pre, figure)")].filter((box) =>
+        box.checkVisibility() && box.scrollWidth > box.clientWidth + 4 &&
+        /auto|scroll/.test(getComputedStyle(box).overflowX) &&
+        !box.classList.contains("more"));
+      return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset, cut: cut.map((b) => b.className) };
     });
     if (seen.theme !== theme) problem(`the theme is ${seen.theme}`);
     if (seen.excess > 0) problem(`scrolls sideways by ${seen.excess} pixels`);
     if (seen.unset) problem(`${seen.unset} formulas have errors`);
+    for (const name of seen.cut) problem(`a box is cut without a hint that it scrolls: ${name}`);
     const asked = askedOf(width, theme);
     if (!asked) continue;
     const { violations } = await page.evaluate(([headers, options]) => {
