@@ -67,3 +67,10 @@ def test_coordinates_are_rounded_and_nothing_else():
     letter = '<use transform="scale(0.015625) translate({} 0)"/>'
     svg = path.format("12.345678 -0.000001", "1.600001") + letter.format("1.2345")
     assert lighten.rounded(svg) == path.format("12.35 -0", "1.6") + letter.format("1.23")
+
+
+def test_an_entry_of_the_index_leads_to_a_heading_with_words():
+    page = '<details><span id="index-3"></span><summary class="a">GMM-1</summary></details>'
+    assert lighten.light_page(page, is_search=False) == (
+        '<details><summary id="index-3" class="a">GMM-1</summary></details>'
+    )
