@@ -80,7 +80,8 @@ drill: $(SWEEP_STAMP)  ## kill a sweep again and again, and feed nonsense to a n
 drill-slurm: $(SWEEP_STAMP)  ## disturb a sweep on a real Slurm, started for this on one machine (needs slurm-wlm, munge)
 	$(PY) tests/drill_slurm.py --write book/results/drill-slurm.json
 
-test: lint $(SWEEP_STAMP) $(BROWSER_STAMP) $(SITE_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs
+test: $(SWEEP_STAMP) $(BROWSER_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs
+	@$(MAKE) --jobs 2 lint $(SITE_STAMP)
 	$(PYTEST)
 	$(NBVAL)
 
