@@ -123,7 +123,7 @@ class Method:
         title: the name that figures and tables show.
         function: the method itself.
         reference: citation key in ``book/references.bib``.
-        cost: what one step draws and evaluates, a datum.
+        cost: what one step draws and evaluates per datum.
         style: colour and line style in figures; None is chosen by the order in the table.
         follows: whose gradient phi's expectation is, or is after: ``"bound"`` (of K particles), ``"ELBO"``,
             ``"KL(p, q)"`` (minus the divergence from the posterior), ``"dreams"`` (data of the model) or

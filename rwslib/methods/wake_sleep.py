@@ -22,7 +22,7 @@ def wake_wake(
 
 
 def wake_sleep(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
-    """Wake-phase theta, sleep-phase phi on K dreams a datum; the paper's WS (sections 3.1, 4)."""
+    """Wake-phase theta, sleep-phase phi on K dreams per datum; the paper's WS (sections 3.1, 4)."""
     z, log_q = q.sample(x, num_particles, noise)
     theta_loss = estimators.wake_theta_loss(p.log_joint(z, x), log_q)
     return theta_loss + _sleep_loss(p, q, x, num_particles, noise)

@@ -107,7 +107,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """ELU network, linear at the end, from PyTorch's own start.
 
     The authors' larger start (sd ``1/sqrt(fan_in)``) scatters q's first boxes over the canvas, one place
-    an image; WW, which has no path derivative, hardly moves them from there.
+    per image; WW, which has no path derivative, hardly moves them from there.
     """
     layers = [module for a, b in pairwise(sizes) for module in (nn.Linear(a, b), nn.ELU())]
     return nn.Sequential(*layers[:-1])

@@ -81,7 +81,7 @@ QUANTITIES = {
     "error of q": Quantity("", 0.01, _PROBABILITIES, metric("posterior_l2_final")),
     "log spread of the gradient": Quantity("", math.log(1.1), _TENTH, log_spread),
     "time until the error of p is 0.05": Quantity(
-        "% of the run", 1, "curves are logged a hundred times a run", time_to_learn
+        "% of the run", 1, "curves are logged a hundred times per run", time_to_learn
     ),
     "categories given up": Quantity(
         "categories",
