@@ -81,9 +81,9 @@ def importance_estimates(
         compiled: compile the piece; pays from about a million particles.
 
     Returns:
-        ``log_marginal [N]``: the K-particle bound, in expectation below ``log p(x)``, in nats;
-        ``kl_q_p [N]``: it minus the ELBO of the same particles, in expectation below KL(q || p(z | x));
-        ``elbo [N]``; ``ess [N]``: effective sample size between 1 and K.  In the models' own precision.
+        ``log_marginal [N]``, the K-particle bound, in expectation below ``log p(x)``, in nats;
+        ``kl_q_p [N]``, it minus the ELBO of the same particles, in expectation below KL(q || p(z | x));
+        ``elbo [N]``; ``ess [N]``, effective sample size between 1 and K.  In the models' own precision.
         Particles of weight zero count; a datum with no others has ``-inf``, and NaN where that says nothing.
 
     Raises:

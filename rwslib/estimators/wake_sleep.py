@@ -62,7 +62,7 @@ def sleep_phi_loss(log_q: Tensor) -> Tensor:
         log_q: ``[K, B]``, q at dreams, i.e. pairs (z, x) drawn from the generative model.
 
     Returns:
-        ``[B]``, at the cost of K samples from p and evaluations of q a datum.
+        ``[B]``, at the cost of K samples from p and evaluations of q per datum.
     """
     check_log_densities(log_q=log_q)
     return -log_q.mean(dim=0)

@@ -5,8 +5,8 @@ With ``pixel_sd`` the likelihood is normal and pixels are grey, as in the origin
 A scene has n objects, 0 to 3; object t has a place ``where`` (scales and shifts of its box, as
 logits) and a look ``what``.  Only objects that are there cost anything: both networks gather the
 present ones from all particles into one list of rows, work on that, and add the results back.  The
-list is as long as the samples have it; unless ``packed``, all objects are worked on and absent ones
-masked out, whose shapes are fixed, as ``vmap``, ``torch.compile`` and a GPU's graphs want them.
+list is as long as the samples have it.  Without ``packed`` all objects are worked on and absent ones are
+masked out: then shapes are fixed, as ``vmap``, ``torch.compile`` and a GPU's graphs want them.
 """
 
 import math
