@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rwslib import data, records
-from rwslib.experiments import air, configuration, gmm, vae
+from rwslib.experiments import air, configuration, gmm, sbn, vae
 from rwslib.noise import Noise
 from rwslib.training import Trainer
 from rwslib.training.acceleration import single_thread
@@ -33,11 +33,17 @@ AIR |= {"eval_scenes": 10, "seed": 5, "warmup_iterations": 2, "presence_logit": 
 AIR |= {"scale_prior": [-0.4, 0.1], "background": -5.0, "learn_count": True, "pixel_sd": None}
 AIR |= {"center_weights": None, "delta": None, "wake_weight": None}
 AIR |= {"dream_iterations": 0, "sorted_dreams": False}
-FIELDS = {"gmm": GMM, "vae": VAE, "air": AIR}
+SBN = {"num_particles": 4, "dataset": "digits", "latents": [6], "hidden": [], "num_iterations": 40}
+SBN |= {"num_runs": 2, "batch_size": 20, "learning_rate": 1e-3, "eval_particles": 10, "eval_images": 10}
+SBN |= {"seed": 5, "center_weights": None, "delta": None, "wake_weight": None, "gamma": None}
+SBN |= {"temperature": None}
+FIELDS = {"gmm": GMM, "vae": VAE, "air": AIR, "sbn": SBN}
 OPTIONS = {
     "dww": {"delta": 0.2},
     "wws": {"wake_weight": 0.3},
     "concrete": {"temperature": [3.0, 0.5]},
+    "sbn ws": {"latents": [3, 5], "hidden": [4]},
+    "sbn ovis": {"gamma": 1.0},
     "air ww": {"center_weights": True, "pixel_sd": 0.3},
     "air nvil": {"optimizer": "rmsprop"},
     ", dreams": {"dream_iterations": 2, "sorted_dreams": True, "warmup_iterations": 0},
@@ -46,10 +52,12 @@ METHODS = {
     "gmm": ("ww", "ws", "wws", "dww", "vimco", "relax", "rebar", "concrete", "nvil", "reinforce", "tvo"),
     "vae": ("iwae", "ww", "wws", "dreg", "vimco"),
     "air": ("ww", "ws", "wws", "dww", "vimco", "nvil"),
+    "sbn": ("ww", "ws", "vimco", "rloo", "ovis", "disarm_bound", "muprop", "reinmax", "gumbel_st", "relax"),
 }
 CASES = [f"{experiment} {method}" for experiment, methods in METHODS.items() for method in methods]
 CASES += ["air vimco, dreams", "air ws, dreams"]  # two steps on dreams, then two of the method
 OTHER_WAY = ["gmm ww, one by one", "gmm nvil, one by one", "vae ww, one by one", "air ww, mapped"]
+OTHER_WAY += ["sbn ww, one by one"]
 COMPILED = ["gmm ww, compiled", "gmm relax, compiled", "gmm nvil, one by one, compiled"]
 PATHS = [(0,), (0, 1), (0, 2), (5, 1)]  # one for each use: evaluation, initial values, blocks, epochs
 PATHS += [(5, 0, 0, 3), (5, 1, 0, 4), (5, 1, 0, 5), (5, 1, 20), (5, 1, 20, 1), (5, 1, 2, 2)]
@@ -72,6 +80,7 @@ def few_data():
             (data, "NUM_SCENES", {"train": 60, "test": 30}),
             (air, "CURVE_SCENES", 10),
             (vae, "CURVE_IMAGES", 20),
+            (sbn, "CURVE_IMAGES", 20),
         ]:
             stack.enter_context(mock.patch.object(module, name, value))
         data._scenes.cache_clear()
@@ -82,7 +91,7 @@ def few_data():
 def trainer(case: str) -> Trainer:
     """The trainer of a case, nothing trained yet; needs ``few_data``."""
     settings = config(case)
-    problem = {"gmm": gmm, "vae": vae, "air": air}[settings.experiment].problem(settings)
+    problem = {"gmm": gmm, "vae": vae, "air": air, "sbn": sbn}[settings.experiment].problem(settings)
     if ", one by one" in case:
         problem = replace(problem, mapped=False)
     elif ", mapped" in case:

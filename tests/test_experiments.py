@@ -28,6 +28,7 @@ from rwslib.experiments import (
 from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import usable
 from rwslib.noise import Noise
+from rwslib.training.checkpoints import peek
 
 BAD = [
     ({"method": "wake"}, "method must be one of"),
@@ -200,6 +201,24 @@ def test_every_categorical_method_trains(name, tmp_path, monkeypatch):
     record = run(config, tmp_path)
     moved = record.metrics["posterior_l2"]
     assert (moved[:, 0] != moved[:, -1]).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(1.0, "must lead with the 2 replicates .*got 1.0"), ("x", "must be a tensor, an array or a list")],
+)
+def test_final_metrics_that_do_not_fit_lose_no_training(value, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
+    config = GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5)
+    broken = replace(
+        EXPERIMENTS["gmm"],
+        problem=lambda *args: replace(gmm.problem(*args), finish=lambda networks: {"a": value}),
+    )
+    monkeypatch.setitem(EXPERIMENTS, "gmm", broken)
+    with pytest.raises(ValueError, match=f"metric 'a' of finish {message}"):
+        run(config, tmp_path)
+    (checkpoint,) = tmp_path.glob("gmm/*.checkpoint")
+    assert peek(checkpoint).iteration == 4
 
 
 def test_grids_expand_to_configurations(tmp_path):

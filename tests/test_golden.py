@@ -58,7 +58,7 @@ def test_compiled_runs_give_the_same_numbers(case, monkeypatch):
     assert_close(found, kept)
 
 
-@pytest.mark.parametrize("case", ["gmm ww", "gmm nvil", "vae ww", "air ww"])
+@pytest.mark.parametrize("case", ["gmm ww", "gmm nvil", "vae ww", "air ww", "sbn ww"])
 def test_whether_replicates_are_mapped_does_not_matter(case):
     other = next(name for name in golden.OTHER_WAY if name.startswith(f"{case}, "))
     assert KEPT["cases"][case]["streams"] == KEPT["cases"][other]["streams"]

@@ -17,7 +17,7 @@ from shortened import shortened
 from rwslib import data
 from rwslib.data import DataSet, Digits
 from rwslib.evaluation import importance_estimates
-from rwslib.experiments import AIRConfig, VAEConfig, air, run, vae
+from rwslib.experiments import AIRConfig, SBNConfig, VAEConfig, air, run, sbn, vae
 from rwslib.models.air import GenerativeModel, InferenceNetwork
 from rwslib.noise import Noise
 
@@ -136,6 +136,7 @@ def test_images_of_another_form_are_refused_before_anything_runs(form, mine):
         lambda: data.scenes("mine", "train"),
         lambda: run(VAEConfig("ww", 8, dataset="mine", **TINY_VAE)),
         lambda: run(AIRConfig("ww", 2, dataset="mine", num_iterations=1000)),
+        lambda: run(SBNConfig("ww", 2, dataset="mine", num_iterations=10)),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
@@ -172,6 +173,10 @@ def test_an_experiment_refuses_floats_whatever_load_returns(monkeypatch):
         ValueError, match=r"must be a tensor of uint8 .*, got a tensor of float32 .* from 0 to 1"
     ):
         air.problem(AIRConfig("ww", 2, dataset="digits", seed=77))
+    with pytest.raises(
+        ValueError, match=r"must be a tensor of uint8 .*, got a tensor of float32 .* from 0 to 1"
+    ):
+        sbn.problem(SBNConfig("ww", 2, dataset="digits"))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +215,9 @@ def test_importance_estimates_refuse_pixels_that_are_none(wrong, compiled, monke
     change, got = WRONG[wrong]
     networks = {"VAE": vae.build().values()}
     if not compiled:
+        networks["SBN"] = sbn.build(SBNConfig("ww", 2, latents=(3,))).values()
         networks["AIR"] = GenerativeModel(), InferenceNetwork()
-    for (name, (p, q)), x in zip(networks.items(), (VAE_PIXELS, AIR_PIXELS), strict=False):
+    for (name, (p, q)), x in zip(networks.items(), (VAE_PIXELS, VAE_PIXELS, AIR_PIXELS), strict=False):
         with pytest.raises(
             ValueError, match=rf"x must be pixels from 0 to 1 .*, float \[B, \d+\], got {got}"
         ):

@@ -712,6 +712,14 @@ ARGUMENTS = {
         "build returns a 'r', which method WW does not read",
     ),
     "no q": ({"build": lambda: {"p": GaussianModel()}}, "build must return a 'q', which method WW needs"),
+    "modules without names": (
+        {"build": lambda: (GaussianModel(), GaussianNetwork())},
+        r"build must return a dict of nn\.Module, .*got \(GaussianModel, GaussianNetwork\)",
+    ),
+    "no module": (
+        {"build": lambda: {"p": GaussianModel().log_joint, "q": GaussianNetwork()}},
+        r"build must return a dict of nn\.Module, .*got \{p: method, q: GaussianNetwork\}",
+    ),
 }
 
 
@@ -739,6 +747,15 @@ METRICS = {
     "other lead": (
         lambda networks: {"a": torch.ones(3)},
         r"metric 'a' of evaluate must lead .*got float32 \[3\]",
+    ),
+    "text": (
+        lambda networks: {"a": "x"},
+        r"metric 'a' of evaluate must be a tensor, an array or a list of numbers, got 'x'",
+    ),
+    "no number": (lambda networks: {"a": [1.0, None]}, r"'a' of evaluate must be a tensor, .*\[1\.0, None\]"),
+    "rows of two lengths": (
+        lambda networks: {"a": [[1.0], [1.0, 2.0]]},
+        "'a' of evaluate must be a tensor, ",
     ),
     "nothing": (lambda networks: None, "evaluate must be a function that returns a dict, got None"),
     "iteration": (

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from rwslib import data, noise
-from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
+from rwslib.experiments import AIRConfig, GMMConfig, SBNConfig, VAEConfig, air, gmm, sbn, vae
+from rwslib.experiments.own_model import OwnModelConfig
 from rwslib.methods import METHODS
 from rwslib.noise import EpochOrder, Noise
 from rwslib.training import Problem, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_TRAINING = (noise.TRAINING, noise.ORDER)
-PURPOSES = {"TRAINING", "GRADIENTS", "ORDER", "CURVES", "FINALS", "SAMPLES"}
+PURPOSES = {"TRAINING", "GRADIENTS", "ORDER", "CURVES", "FINALS", "SAMPLES", "GLOBALS", "METRICS"}
 
 
 def filled(path):
@@ -125,13 +126,27 @@ CONFIGS = {
             eval_scenes=6,
         )
     ),
+    "sbn": lambda: sbn.problem(
+        SBNConfig(
+            "ww",
+            2,
+            "digits",
+            latents=(4,),
+            num_iterations=2,
+            num_runs=2,
+            batch_size=30,
+            eval_particles=2,
+            eval_images=6,
+        )
+    ),
 }
 
 
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(data, "NUM_SCENES", {"train": 40, "test": 20})
-    monkeypatch.setattr(vae, "CURVE_IMAGES", 10)
+    for module in (vae, sbn):
+        monkeypatch.setattr(module, "CURVE_IMAGES", 10)
     few = data.Digits(*(part[:60] for part in data.load("digits")))
     monkeypatch.setattr(data, "load", lambda name: few)
     for name, value in {"LEAST_BETWEEN_LOGS": 1, "CURVE_SCENES": 6, "WEIGHTED_PARTICLES": 4}.items():
@@ -190,9 +205,11 @@ def test_test_points_share_nothing_with_any_first_batch():
 @pytest.mark.parametrize("seed", [0, -1, 2**32, 1.0, True, None, "1"])
 def test_a_seed_that_is_no_runs_own_is_refused_by_every_way_to_train(seed):
     sentence = r"seed must be a whole number from 1 to 2\*\*32 - 1 \(0 draws what all runs share\), got "
-    for configuration in (GMMConfig, VAEConfig, AIRConfig):
+    for configuration in (GMMConfig, VAEConfig, AIRConfig, SBNConfig):
         with pytest.raises(ValueError, match=sentence):
             configuration("ww", 2, seed=seed)
+    with pytest.raises(ValueError, match=sentence):
+        OwnModelConfig("ww", 2, 1, 4, 0.01, seed, "digits", [2, 3], 5, 4)
     problem = Problem(METHODS["ww"], None, None, None, 2, 10, 1, 1e-3, seed)
     with pytest.raises(ValueError, match=sentence):
         Trainer(problem, range(1))

@@ -20,6 +20,7 @@ from rwslib.experiments.vae import VAEConfig
 from rwslib.records import RunRecord
 from rwslib.training import Problem, Trainer
 from rwslib.training.acceleration import check_device, single_thread
+from rwslib.training.probe import metric_values
 
 __all__ = [
     "EXPERIMENTS",
@@ -214,7 +215,7 @@ def _train(
     curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
     finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
     with single_thread(device):
-        finals |= {k: v.cpu().float().numpy() for k, v in trainer.problem.finish(trainer.networks).items()}
+        finals |= metric_values(trainer.problem.finish(trainer.networks), config.num_runs, of="finish")
     # distributions are for pictures: half precision keeps the published records small
     curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
     weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}

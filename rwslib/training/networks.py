@@ -1,7 +1,7 @@
 """The networks of R replicates: how they are made, their gradients, and functions of them for metrics."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -161,7 +161,11 @@ def build(problem: Problem, replicates: Sequence[int]) -> tuple[nn.ModuleDict, l
     for replicate in replicates:
         with torch.random.fork_rng():
             torch.manual_seed(seed_for(problem.seed, replicate))
-            parts = nn.ModuleDict(problem.build()).to(problem.device)
+            built = problem.build()
+            if not (isinstance(built, Mapping) and all(isinstance(p, nn.Module) for p in built.values())):
+                got = probe.describe(built)
+                raise ValueError(f"build must return a dict of nn.Module, {{'p': ..., 'q': ...}}, got {got}")
+            parts = nn.ModuleDict(built).to(problem.device)
         starts.append({f"parts.{name}": value.detach() for name, value in _tensors(parts)})
     return parts, starts
 

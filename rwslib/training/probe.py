@@ -6,10 +6,11 @@ out of each function of ``rwslib.protocols``.  The numbers drawn here are no run
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -312,26 +313,34 @@ def mapping(what: str, advice: str, errors: type[Exception] = RuntimeError) -> I
         ) from error
 
 
-def metric_values(metrics: Any, num_replicates: int, curves: dict[str, list]) -> dict[str, np.ndarray]:
-    """What ``evaluate`` returned, as float32 arrays ``[R, ...]``.
+def metric_values(
+    metrics: Any, num_replicates: int, curves: Mapping[str, list] = MappingProxyType({}), of: str = "evaluate"
+) -> dict[str, np.ndarray]:
+    """What ``evaluate``, or another function of a problem, returned, as float32 arrays ``[R, ...]``.
 
     Raises:
-        ValueError: it is no dict, or a value has no first axis of the replicates, or not the shape it had.
+        ValueError: it is no dict, or a value is no number, has no first axis of the replicates, or not the
+            shape it had.
     """
-    _require(isinstance(metrics, dict), "evaluate", "a function that returns a dict", metrics)
-    _require("iteration" not in metrics, "evaluate", "a function without metric 'iteration'", sorted(metrics))
+    _require(isinstance(metrics, dict), of, "a function that returns a dict", metrics)
+    _require("iteration" not in metrics, of, "a function without metric 'iteration'", sorted(metrics))
     values = {}
     for name, metric in metrics.items():
-        value = metric.detach().cpu() if isinstance(metric, Tensor) else torch.as_tensor(metric)
+        try:
+            value = metric.detach().cpu() if isinstance(metric, Tensor) else torch.as_tensor(metric)
+        except (TypeError, ValueError, RuntimeError):  # text, None, rows of different lengths
+            raise ValueError(
+                f"metric {name!r} of {of} must be a tensor, an array or a list of numbers, got {metric!r}"
+            ) from None
         lead = f"must lead with the {num_replicates} replicates"
         if value.ndim == 0 or len(value) != num_replicates:
             got = describe(metric) if isinstance(metric, Tensor) else f"{metric!r}"
-            raise ValueError(f"metric {name!r} of evaluate {lead} ([R, ...]), got {got}")
+            raise ValueError(f"metric {name!r} of {of} {lead} ([R, ...]), got {got}")
         values[name] = value.float().numpy()
         before = curves.get(name)
         if before and before[-1].shape != values[name].shape:
             raise ValueError(
-                f"metric {name!r} of evaluate must keep its shape {list(before[-1].shape)}, "
+                f"metric {name!r} of {of} must keep its shape {list(before[-1].shape)}, "
                 f"got {list(value.shape)}"
             )
     return values
