@@ -48,6 +48,11 @@ def test_a_device_of_a_cluster_need_not_be_here():
             RuntimeError("CppCompileError: C++ compile error\n\nCommand:\ng++ x\n\nOutput:\nno space\n"),
             "no space",
         ),
+        (
+            RuntimeError("CppCompileError: C++ compile error\n\nOutput:\n\n\nSet TORCHDYNAMO_VERBOSE=1 for"),
+            r"\(CppCompileError: C\+\+ compile error",
+        ),
+        (RuntimeError("input file ‘/a’ is the same as output file"), "‘/a’ is the same"),
         (OSError("main.so: failed to map segment from shared object"), "failed to map segment"),
         (KeyError("getpwuid(): uid not found: 1234"), "uid not found"),
         (RuntimeError(), "RuntimeError"),

@@ -67,7 +67,7 @@ def _compile_failure(kind: str) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.ones(8, device=kind))
     except Exception as error:  # the compiler fails, or nothing may run from its folder
-        message, _, output = str(error).partition("Output:")
+        message, _, output = str(error).partition("\nSet TORCHDYNAMO_VERBOSE")[0].partition("Output:")
         lines = [line.strip() for line in (*output.splitlines(), *message.splitlines()) if line.strip()]
         return f"a small program cannot be compiled ({lines[0] if lines else type(error).__name__})"
     return None
