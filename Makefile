@@ -54,14 +54,14 @@ $(SITE_STAMP): $(STAMP) _config.yml $(SOURCES)
 	@touch $@
 
 book: $(STAMP)  ## build the book into _build/html (SCALE=quick trains everything live, PARAMS=my.yaml changes parameters)
-	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params $(PARAMS))
+	$(PY) tools/build_book.py $(if $(SCALE),--scale $(SCALE)) $(if $(PARAMS),--params "$(PARAMS)")
 	@touch $(SITE_STAMP)
 
 pdf: book  ## build the book and print all of it into _build/book.pdf (needs Chromium)
 	$(PY) tools/make_pdf.py
 
 rerun: $(STAMP)  ## run one notebook with other parameters (NOTEBOOK=02_gmm ARGS="-p num_runs 3")
-	$(PY) -m rwslib run $(NOTEBOOK) $(ARGS)
+	$(PY) -m rwslib run "$(NOTEBOOK)" $(ARGS)
 
 sweep: $(SWEEP_STAMP)  ## train and execute what grids ask for (GRID=workflow/grids/figure4.yaml ARGS="--cores 4")
 	$(PY) -m rwslib sweep $(GRID) $(ARGS)

@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from rwslib import data, records
+from rwslib import data, files, records
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
 from rwslib.models.air import CANVAS, GLIMPSE, MAX_OBJECTS, WHAT_SIZE
@@ -193,8 +193,8 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
 
     With $PYRO_AIR_EXAMPLE, a copy of the folder `examples/air` of Pyro's repository, Pyro's own, too.
     """
-    example = os.environ.get("PYRO_AIR_EXAMPLE")
-    pyro_step = pyro_example(Path(example)) if example else None  # says at once what is missing
+    example = files.from_environment("PYRO_AIR_EXAMPLE")
+    pyro_step = pyro_example(example) if example else None  # says at once what is missing
     for method, (num_particles, aim) in product(("ww", "vimco"), AIR_AIMS.items()):
         trainer = Trainer(
             air.problem(AIRConfig(method, num_particles, "digits", dream_iterations=0)), range(1)
@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     possible = [name for name in SECTIONS if name not in ON_GPU or torch.cuda.is_available()]
     parser.add_argument("--only", nargs="+", default=possible, choices=SECTIONS, metavar="SECTION")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement of training")
-    parser.add_argument("--write", type=Path, help="also write the tables as JSON")
+    parser.add_argument("--write", type=files.expanded, help="also write the tables as JSON")
     chosen = parser.parse_args(arguments)
     limits: dict[str, Limits] = {}
     for section in chosen.only:

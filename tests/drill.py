@@ -27,7 +27,7 @@ import psutil
 import yaml
 
 from rwslib import __main__ as cli
-from rwslib import records
+from rwslib import files, records
 from rwslib.commands import inspection, rerun
 
 ITERATIONS = 20
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=12, help="tiny runs in the sweep that is killed")
     parser.add_argument("--minutes", type=float, default=math.inf, help="kill no more after so long")
     parser.add_argument("--sets", type=int, default=1000, help="bad parameter sets")
-    parser.add_argument("--write", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--write", type=files.expanded, help="also write the figures as JSON")
     arguments = parser.parse_args()
     figures = {
         "date": datetime.now(UTC).date().isoformat(),

@@ -30,7 +30,7 @@ import psutil
 import yaml
 from drill import METHODS, compare, family, kill, start
 
-from rwslib import records
+from rwslib import files, records
 from rwslib.commands import sweep
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo")
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=8, help="runs in the sweep that is disturbed")
     parser.add_argument("--iterations", type=int, default=1500, help="of each run")
     parser.add_argument("--minutes", type=int, default=3, help="time limit of a job")
-    parser.add_argument("--write", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--write", type=files.expanded, help="also write the figures as JSON")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the daemons are stopped
     faults = {

@@ -4,6 +4,7 @@ import ast
 import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -134,15 +135,16 @@ def test_make_works_in_a_folder_whose_path_has_a_space(tmp_path):
     for name in (".venv/.stamp", ".venv/.stamp-sweep", "requirements.txt", "notebooks/x.ipynb", "show"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    for name in ("book", "rwslib", "tools"):
-        (folder / name).mkdir()
+    for name in ("_build/html", "book", "rwslib", "tools"):
+        (folder / name).mkdir(parents=True)
     (folder / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     (folder / "show").write_text('#!/bin/sh\nprintf "[%s]" "$RWSLIB_RESULTS" "$RWSLIB_PUBLISHED" "$@"\n')
     (folder / "show").chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RWSLIB", "MAKE", "MFLAGS"))}
     said = ""
-    for target in ("reproduce", "notebooks"):
-        make = ["make", "-s", "-C", folder, "PY=./show", target]
+    given = ["PARAMS=my values.yaml", "NOTEBOOK=a book.ipynb"]
+    for target in ("reproduce", "notebooks", "book", "rerun"):
+        make = ["make", "-s", "-C", folder, "PY=./show", target, *given]
         for stamp in (".venv/.stamp", ".venv/.stamp-sweep"):
             make += ["-o", stamp]
         said += subprocess.run(make, env=environment, capture_output=True, text=True, check=True).stdout
@@ -150,6 +152,16 @@ def test_make_works_in_a_folder_whose_path_has_a_space(tmp_path):
     assert f"[][{store}/none][-m][rwslib][sweep][workflow/grids/reproduce-quick.yaml]" in said
     assert f"[--results-dir][{store}]" in said
     assert f"[{folder}/_build/no-results][][-m][jupyter]" in said
+    assert "[][][tools/build_book.py][--params][my values.yaml]" in said
+    assert "[][][-m][rwslib][run][a book.ipynb]" in said
+
+
+def test_every_argument_that_is_a_path_may_begin_with_a_home_folder():
+    commands = [path for name in ("benchmarks", "rwslib", "tools") for path in (ROOT / name).rglob("*.py")]
+    commands += (ROOT / "tests").glob("drill*.py")
+    texts = {path.name: path.read_text(encoding="utf-8") for path in commands}
+    assert "type=files.expanded" in texts["build_book.py"]
+    assert not [name for name, text in texts.items() if re.search(r"add_argument\([^)]*type=Path", text)]
 
 
 # -- checksums -------------------------------------------------------------------------------------

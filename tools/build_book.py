@@ -226,7 +226,9 @@ def main() -> None:
     """Parse the command line, execute the notebooks, build the site."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("paper", "quick"), default="paper", help="default: paper")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="YAML file of notebook parameters")
+    parser.add_argument(
+        "--params", type=files.expanded, metavar="FILE", help="YAML file of notebook parameters"
+    )
     parser.add_argument(
         "--stored", action="store_true", help="execute nothing: show the outputs that the notebooks hold"
     )
