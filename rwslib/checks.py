@@ -1,9 +1,17 @@
-"""What is asked of log-densities, and of counts, before anything is computed from them."""
+"""What is asked of arguments, log-densities and counts before anything is computed from them."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 MAY_BE_IMPOSSIBLE = ("log_p", "log_p_pair", "log_w", "log_w_path")  # -inf there is a weight of zero
+
+
+def require(condition: bool, name: str, allowed: str, value: Any) -> None:
+    """Raise one clear ``ValueError`` naming parameter, allowed values and the value given."""
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:

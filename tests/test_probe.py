@@ -360,7 +360,7 @@ def test_metrics_that_cannot_be_mapped_say_how_else():
         return networks.map_modules(lambda p, q: {"a": p.mean if p.mean > 0 else -p.mean})
 
     trainer = Trainer(problem(evaluate=evaluate), [0, 1])
-    with pytest.raises(ValueError, match=r"map_modules .* reads a value.*take networks\.modules\(index\)"):
+    with pytest.raises(ValueError, match=r"map_modules .* reads a value.*networks\.each"):
         trainer.log()
 
 

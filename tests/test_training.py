@@ -82,27 +82,29 @@ def test_adam_matches_torch_over_many_steps():
     torch.testing.assert_close(params["a"], reference.detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ww", "relax", "concrete"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, tmp_path):
-    problem = gmm.problem(small(method))
+def assert_resumes(problem, iteration, checkpoint):
+    """Stop at an iteration, go on from the checkpoint, and compare with an undisturbed run, bit for bit."""
     whole = Trainer(problem, range(2), compiled=False)
     curves = whole.train()
-
     first = Trainer(problem, range(2), compiled=False)
     first.log()
-    while first.iteration < 40:
+    while first.iteration < iteration:
         first.train_block()
         first.log()
-    first.save(tmp_path / "state", seconds=5.0)
+    first.save(checkpoint, seconds=5.0)
     second = Trainer(problem, range(2), compiled=False)
-    resumed = second.train(tmp_path / "state")
-
+    resumed = second.train(checkpoint)
     assert second.seconds > 5
     assert resumed.keys() == curves.keys()
     for name, value in curves.items():
         np.testing.assert_array_equal(resumed[name], value)
     for name, value in whole.params.items():
         assert torch.equal(second.params[name], value)
+
+
+@pytest.mark.parametrize("method", ["ww", "relax", "concrete"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, tmp_path):
+    assert_resumes(gmm.problem(small(method)), 40, tmp_path / "state")
 
 
 def test_what_a_checkpoint_gives_back_is_aligned_as_new_tensors_are(tmp_path):
@@ -381,22 +383,7 @@ def test_without_epochs_there_are_no_rows():
 
 
 def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one(tmp_path):
-    problem = data_problem(12, 2, log_every=2)  # six steps an epoch
-    whole = Trainer(problem, range(2), compiled=False)
-    curves = whole.train()
-
-    first = Trainer(problem, range(2), compiled=False)
-    first.log()
-    while first.iteration < 16:
-        first.train_block()
-        first.log()
-    first.save(tmp_path / "state", seconds=5.0)
-    second = Trainer(problem, range(2), compiled=False)
-    resumed = second.train(tmp_path / "state")
-    for name, value in curves.items():
-        np.testing.assert_array_equal(resumed[name], value)
-    for name, value in whole.params.items():
-        assert torch.equal(second.params[name], value)
+    assert_resumes(data_problem(12, 2, log_every=2), 16, tmp_path / "state")  # six steps an epoch
 
 
 # -- learning rates that change ------------------------------------------------------------------------
@@ -462,8 +449,14 @@ def test_modules_give_the_densities_of_the_mapped_ones():
     trainer = trained(small("ww"))
     x = torch.linspace(0, 190, 7)
     together = trainer.networks.map_modules(lambda p, q: {"log_probs": q.log_probs(x)})["log_probs"]
-    alone = torch.stack([trainer.networks.modules(index)["q"].log_probs(x) for index in range(3)])
+    alone = trainer.networks.each(lambda _, parts: {"log_probs": parts["q"].log_probs(x)})["log_probs"]
     torch.testing.assert_close(together, alone)
+
+
+def test_functions_of_each_replicate_know_which_it_is():
+    trainer = Trainer(gmm.problem(small("ww")), [4, 2])
+    found = trainer.networks.each(lambda replicate, _: {"replicate": torch.tensor(replicate)})
+    assert found["replicate"].tolist() == [4, 2]
 
 
 def test_a_checkpoint_beyond_the_end_is_not_read(tmp_path):

@@ -22,6 +22,7 @@ from rwslib.experiments.common import (
     options_at,
     require,
     whole,
+    with_errors,
 )
 from rwslib.methods import METHODS
 from rwslib.models.air import (
@@ -195,9 +196,8 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
 
     def evaluate(networks: Networks) -> dict[str, Tensor]:
-        found = []
-        for index in range(len(networks.replicates)):
-            p, q = _unmapped(networks, index)
+        def metrics(replicate: int, parts: Any) -> dict[str, Tensor]:
+            p, q = _packed(parts)
             noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
             bounds = {
                 name: importance_estimates(p, q, x, num_particles, noise, images_at_once=100)
@@ -206,24 +206,22 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
                     ("test_bound", evenly(x_test, CURVE_SCENES), CURVE_PARTICLES),
                 )
             }
-            metrics = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
+            values = {name: estimates["log_marginal"].mean() for name, estimates in bounds.items()}
             with torch.no_grad():
                 z = q.sample(evenly(x_test, CURVE_SCENES), 1, noise)[0]
             accuracy = (z.count[0] == evenly(counts, CURVE_SCENES)).float().mean()
-            metrics |= {"count_accuracy": accuracy, "boxes_inside": share_inside(z)}
-            found.append({**metrics, "count_probs": p.log_count().exp()})
-        return {name: torch.stack([metrics[name] for metrics in found]).detach() for name in found[0]}
+            values |= {"count_accuracy": accuracy, "boxes_inside": share_inside(z)}
+            return {**values, "count_probs": p.log_count().exp()}
+
+        return networks.each(metrics)
 
     def finish(networks: Networks) -> dict[str, Tensor]:
-        found = []
-        for index, replicate in enumerate(networks.replicates):
-            (p, q), noise = (
-                _unmapped(networks, index),
-                Noise(config.seed, replicate, 0, FINALS, device=device),
-            )
-            metrics = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
-            found.append(metrics | dream_metrics(p, x_test, config.seed, replicate))
-        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+        def metrics(replicate: int, parts: Any) -> dict[str, Tensor]:
+            (p, q), noise = _packed(parts), Noise(config.seed, replicate, 0, FINALS, device=device)
+            values = final_metrics(p, q, x_test, counts, truth.boxes.to(device), config, noise)
+            return values | dream_metrics(p, x_test, config.seed, replicate)
+
+        return networks.each(metrics)
 
     return Problem(
         method=METHODS[config.method],
@@ -247,9 +245,8 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
     )
 
 
-def _unmapped(networks: Networks, index: int) -> tuple[GenerativeModel, InferenceNetwork]:
-    """The networks of one replicate; evaluation is not compiled, so they may be packed."""
-    parts: Any = networks.modules(index)
+def _packed(parts: Any) -> tuple[GenerativeModel, InferenceNetwork]:
+    """The networks of one replicate, packed, since evaluation is not compiled."""
     parts["p"].packed = parts["q"].packed = True
     return parts["p"], parts["q"]
 
@@ -352,10 +349,8 @@ def final_metrics(
     estimates = importance_estimates(
         p, q, x[some], config.eval_particles, noise, rows_at_once=1000 if x.device.type == "cpu" else 50_000
     )
-    metrics = {}
+    metrics = with_errors(estimates)
     for name, value in estimates.items():
-        metrics[name] = value.mean()
-        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
         for n in range(3):
             metrics[f"{name}_{n}_objects"] = value[counts[some] == n].mean()
     sampled, mode = q_counts(q, x, noise)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from functools import partial
@@ -12,14 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from torch import Tensor
 
+from rwslib.checks import require
 from rwslib.methods import METHODS, Option, usable
 from rwslib.noise import check_seed
-
-
-def require(condition: bool, name: str, allowed: str, value: Any) -> None:
-    """Raise one clear ``ValueError`` naming parameter, allowed values and the value given."""
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def known_name(name: Any, known: Collection[str], what: str) -> None:
@@ -171,6 +166,12 @@ def options_at(config: Any, progress: Tensor) -> dict[str, Any]:
         if value is not None:
             options[name] = value
     return options
+
+
+def with_errors(estimates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the data of values ``[N]`` by name, and their standard errors as ``NAME_se``."""
+    means = {name: value.mean() for name, value in estimates.items()}
+    return means | {f"{name}_se": value.std() / math.sqrt(len(value)) for name, value in estimates.items()}
 
 
 def evenly(tensor: Tensor, count: int) -> Tensor:

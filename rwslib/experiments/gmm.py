@@ -78,7 +78,7 @@ def problem(config: GMMConfig, device: str = "cpu") -> Problem:
     truth = GMM("true").requires_grad_(False)
     x_test = test_points()
     log_prior_true = truth.log_prior()
-    log_posterior_true = _posterior(truth, x_test)
+    log_posterior_true = torch.log_softmax(_joint(truth, x_test), dim=-1)
     truth.to(device)
 
     def draw_batch(noise: Noise, rows: Tensor) -> Tensor:
@@ -126,8 +126,3 @@ def _joint(p: GMM, x: Tensor) -> Tensor:
     """``log p(z, x)`` of every category, ``[B, C]``."""
     z = torch.arange(len(p.theta), device=x.device)[:, None].expand(-1, len(x))
     return p.log_joint(z, x).T
-
-
-def _posterior(p: GMM, x: Tensor) -> Tensor:
-    """``log p(z | x)`` of every category, ``[B, C]``."""
-    return torch.log_softmax(_joint(p, x), dim=-1)

@@ -1,17 +1,26 @@
 """Sigmoid belief networks, on which estimators are compared: configuration, problem, metrics."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rwslib import data
 from rwslib.evaluation import gradient_std, importance_estimates
-from rwslib.experiments.common import check_common, checked, each, evenly, one_of, options_at, require, whole
+from rwslib.experiments.common import (
+    check_common,
+    checked,
+    each,
+    evenly,
+    one_of,
+    options_at,
+    require,
+    whole,
+    with_errors,
+)
+from rwslib.experiments.vae import test_images
 from rwslib.methods import METHODS, RebarControlVariate, usable
 from rwslib.models.sbn import Baseline, GenerativeModel, InferenceNetwork, RelaxControlVariate
 from rwslib.noise import CURVES, FINALS, Noise
@@ -90,42 +99,38 @@ def build(config: SBNConfig, pixel_mean: Tensor | None = None) -> dict[str, nn.M
     return modules | ({"control_variate": variates[config.method]()} if config.method in variates else {})
 
 
-def test_images(dataset: str, count: int) -> Tensor:
-    """At most so many test images, evenly spaced, binarised once and for all; ``[N, 784]``."""
-    images = data.load(dataset).test.flatten(1)
-    return evenly(data.binarize(images, Noise(0, 1)), count)
-
-
 def problem(config: SBNConfig, device: str = "cpu") -> Problem:
     """What the training loop needs to know of a configuration."""
     train = data.load(config.dataset).train.flatten(1).to(device)
-    x_curve = test_images(config.dataset, CURVE_IMAGES).to(device)
+    x_test = test_images(config.dataset).to(device)
+    x_curve = evenly(x_test, CURVE_IMAGES)
     pixel_mean = train.double().mean(dim=0).float().cpu() / 255
 
     def evaluate(networks: Networks) -> dict[str, Tensor]:
-        def bound(index: int, num_particles: int) -> Tensor:
+        def bound(replicate: int, parts: Any) -> dict[str, Tensor]:
             noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
-            parts = networks.modules(index)
-            found = importance_estimates(parts["p"], parts["q"], x_curve, num_particles, noise, CURVE_IMAGES)
-            return found["log_marginal"].mean()
+            p, q = parts["p"], parts["q"]
+            found = importance_estimates(p, q, x_curve, CURVE_PARTICLES, noise, CURVE_IMAGES)
+            return {"test_bound": found["log_marginal"].mean()}
 
-        replicates = range(len(networks.replicates))
-        return {"test_bound": torch.stack([bound(i, CURVE_PARTICLES) for i in replicates])}
+        return networks.each(bound)
 
     def finish(networks: Networks) -> dict[str, Tensor]:
-        x = test_images(config.dataset, config.eval_images).to(device)
+        x = evenly(x_test, config.eval_images)
         gradients = networks.phi_gradients(x_curve[:GRADIENT_IMAGES], NUM_GRADIENTS)
         metrics = {
             "phi_gradient_std": gradient_std(gradients),
             # of the whole vector: coins that are certain have no noise, and would rule a mean of ratios
             "phi_gradient_snr": gradients.mean(dim=1).norm(dim=-1) / gradients.var(dim=1).sum(dim=-1).sqrt(),
         }
-        found = []
-        for index, replicate in enumerate(networks.replicates):
-            noise = Noise(config.seed, replicate, 0, FINALS, device=device)
-            parts: Any = networks.modules(index)
-            found.append(final_metrics(parts["p"], parts["q"], x, config.eval_particles, noise))
-        return metrics | {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+        def estimates(replicate: int, parts: Any) -> dict[str, Tensor]:
+            noise, count = Noise(config.seed, replicate, 0, FINALS, device=device), config.eval_particles
+            return with_errors(
+                importance_estimates(parts["p"], parts["q"], x, count, noise, rows_at_once=10_000)
+            )
+
+        return metrics | networks.each(estimates)
 
     return Problem(
         method=METHODS[config.method],
@@ -142,14 +147,3 @@ def problem(config: SBNConfig, device: str = "cpu") -> Problem:
         finish=finish,
         device=device,
     )
-
-
-def final_metrics(
-    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
-) -> dict[str, Tensor]:
-    """Test log marginal, ELBO, KL and effective sample size of a replicate, with standard errors."""
-    metrics = {}
-    for name, value in importance_estimates(p, q, x, num_particles, noise, rows_at_once=10_000).items():
-        metrics[name] = value.mean()
-        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
-    return metrics

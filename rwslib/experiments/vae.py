@@ -1,6 +1,5 @@
 """The continuous latent variable model of paper section 4.2: configuration, training problem, metrics."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +9,16 @@ from torch import Tensor, nn
 
 from rwslib import data
 from rwslib.evaluation import active_units, importance_estimates
-from rwslib.experiments.common import check_common, checked, choice, evenly, one_of, options_at, whole
+from rwslib.experiments.common import (
+    check_common,
+    checked,
+    choice,
+    evenly,
+    one_of,
+    options_at,
+    whole,
+    with_errors,
+)
 from rwslib.methods import METHODS
 from rwslib.models.vae import GenerativeModel, InferenceNetwork
 from rwslib.noise import CURVES, FINALS, Noise
@@ -111,28 +119,26 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         return torch.where(stage == stages, rates, 0).sum()  # rates[stage], as torch.compile takes it
 
     def evaluate(networks: Networks) -> dict[str, Tensor]:
-        def bound(x: Tensor, num_particles: int, index: int) -> Tensor:
+        def bound(parts: Any, x: Tensor, num_particles: int) -> Tensor:
             noise = Noise(config.seed, 0, 0, CURVES, device=device)  # the same particles at every iteration
-            parts = networks.modules(index)
             estimates = importance_estimates(parts["p"], parts["q"], x, num_particles, noise, **pieces)
             return estimates["log_marginal"].mean()
 
-        replicates = range(len(networks.replicates))
-        test = evenly(x_test, CURVE_IMAGES)
-        return {
-            "train_bound": torch.stack([bound(x_train, config.num_particles, i) for i in replicates]),
-            "test_bound": torch.stack([bound(test, CURVE_PARTICLES, i) for i in replicates]),
-        }
+        def bounds(replicate: int, parts: Any) -> dict[str, Tensor]:
+            test = bound(parts, evenly(x_test, CURVE_IMAGES), CURVE_PARTICLES)
+            return {"train_bound": bound(parts, x_train, config.num_particles), "test_bound": test}
+
+        return networks.each(bounds)
 
     def finish(networks: Networks) -> dict[str, Tensor]:
-        found = []
-        for index, replicate in enumerate(networks.replicates):
+        def metrics(replicate: int, trained: Any) -> dict[str, Tensor]:
             noise = Noise(config.seed, replicate, 0, FINALS, device=device)
             parts: dict[str, Any] = build()
-            for name, module in networks.modules(index).items():
+            for name, module in trained.items():
                 parts[name].to(device).load_state_dict(module.state_dict())
-            found.append(final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise))
-        return {name: torch.stack([metrics[name] for metrics in found]) for name in found[0]}
+            return final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise)
+
+        return networks.each(metrics)
 
     return Problem(
         method=METHODS[config.method],
@@ -163,14 +169,10 @@ def final_metrics(
     estimates = importance_estimates(
         p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
     )
-    metrics = {}
-    for name, value in estimates.items():
-        metrics[name] = value.mean()
-        metrics[f"{name}_se"] = value.std() / math.sqrt(len(value))
     with torch.no_grad():
         means = q.moments(x)[0]
     return {
-        **metrics,
+        **with_errors(estimates),
         "log_marginal_first": estimates["log_marginal"][:RECORDED_IMAGES],
         "active_units": active_units(means),
         "unit_variance": means.var(dim=0, correction=0),

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,13 @@ class Objective(nn.Module):
         own_grads, grads = grad(variance, has_aux=True)(own)
         return {**grads, **own_grads}
 
+    def step_gradients(
+        self, params: Tensors, uniform: Tensor, normal: Tensor, rows: Tensor, progress: Tensor
+    ) -> Tensors:
+        """The same for the batch that a step draws, from the random numbers and rows that it reads."""
+        tape = Tape(uniform, normal)
+        return self.gradients(params, self.problem.draw_batch(tape, rows), tape, progress)
+
 
 class _Apply(nn.Module):
     """A function of some modules as one module."""
@@ -118,7 +126,8 @@ class Networks:
         def one(params: Tensors) -> Tensors:
             return functional_call(_Apply(self.objective.parts, function), params, ())
 
-        with torch.no_grad(), probe.mapping("map_modules", "take networks.modules(index) one by one"):
+        advice = "take networks.each, which maps nothing"
+        with torch.no_grad(), probe.mapping("map_modules", advice):
             return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
 
     def modules(self, index: int) -> nn.ModuleDict:
@@ -129,6 +138,11 @@ class Networks:
                 if f"parts.{name}" in self.params:
                     value.copy_(self.params[f"parts.{name}"][index])
         return parts
+
+    def each(self, function: Callable[[int, Any], Tensors]) -> Tensors:
+        """Apply a function of (replicate, its modules) to one after the other; each result leads with R."""
+        found = [function(replicate, self.modules(i)) for i, replicate in enumerate(self.replicates)]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
     def phi_gradients(self, x: Tree, num_samples: int) -> Tensor:
         """Fresh estimates of phi's gradient at these parameters, ``[R, num_samples, D_phi]``."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from rwslib.noise import Noise, Tape, global_generators
+from rwslib.checks import require
+from rwslib.noise import Noise, global_generators
 from rwslib.training.watched import (
     OUT_OF_MEMORY,
     Misfit,
@@ -35,11 +37,6 @@ from rwslib.trees import leaves
 # -- the arguments of a problem ------------------------------------------------------------------------
 
 
-def _require(condition: bool, name: str, allowed: str, value: Any) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
 def _whole(value: Any, at_least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
@@ -51,22 +48,22 @@ def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
         ValueError: with one sentence that names the argument.
     """
     method = problem.method
-    _require(hasattr(method, "min_particles"), "method", "a row of rwslib.methods.METHODS", method)
+    require(hasattr(method, "min_particles"), "method", "a row of rwslib.methods.METHODS", method)
     if problem.epoch is not None:
         pair = isinstance(problem.epoch, tuple | list) and len(problem.epoch) == 2
         pair = pair and all(_whole(number, 1) for number in problem.epoch)
-        _require(pair, "epoch", "None or (number of data, batch size)", problem.epoch)
+        require(pair, "epoch", "None or (number of data, batch size)", problem.epoch)
         num_data, size = problem.epoch
-        _require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
+        require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
     for name in ("num_iterations", "log_every"):
-        _require(
+        require(
             _whole(getattr(problem, name), 1), name, "a whole number of at least 1", getattr(problem, name)
         )
     few = f"a whole number of at least {method.min_particles} for method {method.title}"
-    _require(_whole(problem.num_particles, method.min_particles), "num_particles", few, problem.num_particles)
+    require(_whole(problem.num_particles, method.min_particles), "num_particles", few, problem.num_particles)
     whole = problem.num_iterations % problem.log_every == 0
-    _require(whole, "log_every", f"a divisor of num_iterations = {problem.num_iterations}", problem.log_every)
-    _require(not isinstance(problem.extensible, str), "extensible", "a tuple of names", problem.extensible)
+    require(whole, "log_every", f"a divisor of num_iterations = {problem.num_iterations}", problem.log_every)
+    require(not isinstance(problem.extensible, str), "extensible", "a tuple of names", problem.extensible)
     _check_rate(problem, device)
     _check_options(problem, device)
     _check_parts(problem, parts)
@@ -76,25 +73,25 @@ def _check_rate(problem: Any, device: str) -> None:
     rate, allowed = problem.learning_rate, "a positive number, or a function that gives one for an iteration"
     if callable(rate):
         rate = rate(torch.zeros((), dtype=torch.float64, device=device))
-        _require(torch.as_tensor(rate).ndim == 0, "learning_rate", allowed, rate)
+        require(torch.as_tensor(rate).ndim == 0, "learning_rate", allowed, rate)
         return
     try:
         fine = 0 < float(rate) < math.inf
     except (TypeError, ValueError):
         fine = False
-    _require(fine, "learning_rate", allowed, rate)
+    require(fine, "learning_rate", allowed, rate)
 
 
 def _check_options(problem: Any, device: str) -> None:
     options, method = problem.options(torch.zeros((), device=device)), problem.method
-    _require(isinstance(options, dict), "options", "a function that returns a dict", options)
+    require(isinstance(options, dict), "options", "a function that returns a dict", options)
     unknown = [name for name in options if name not in method.options]
     takes = (
         f"those of method {method.title}, {list(method.options)}"
         if method.options
         else (f"none for method {method.title}, which takes none")
     )
-    _require(not unknown, "options", takes, unknown)
+    require(not unknown, "options", takes, unknown)
 
 
 def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
@@ -109,25 +106,25 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
         if name not in needed:
             raise ValueError(f"build returns a {name!r}, which method {method.title} does not read")
     if method.control_variate == "variance":
-        _require(
+        require(
             problem.mapped,
             "mapped",
             f"True for method {method.title}, whose control variate is trained through the gradient",
             problem.mapped,
         )
         learns = any(value.requires_grad for value in parts["q"].parameters())
-        _require(learns, "q", f"trainable for method {method.title}", "frozen parameters alone")
+        require(learns, "q", f"trainable for method {method.title}", "frozen parameters alone")
     learns = any(value.requires_grad for value in parts.parameters())
-    _require(learns, "build", "a function that returns something to train", "frozen parameters alone")
+    require(learns, "build", "a function that returns something to train", "frozen parameters alone")
     names = [name for name, _ in [*parts.named_parameters(), *parts.named_buffers()]]
     delays = problem.optimizer.delays
-    _require(not (delays and problem.phases), "delays", "empty where there are phases", delays)
+    require(not (delays and problem.phases), "delays", "empty where there are phases", delays)
     for phase in problem.phases:
         fine = _whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
-        _require(fine, "phases", f"phases that train some of {needed}", phase)
+        require(fine, "phases", f"phases that train some of {needed}", phase)
     for start in delays:
         found = any(name.startswith(start) for name in names)
-        _require(found, "delays", f"the start of names of parameters, such as {names[0]!r}", start)
+        require(found, "delays", f"the start of names of parameters, such as {names[0]!r}", start)
 
 
 # -- one call ------------------------------------------------------------------------------------------
@@ -282,11 +279,7 @@ def try_mapped(
     if problem.method.control_variate == "variance":
         advice = "choose another method for such a model"
     for objective, used in zip(objectives, numbers, strict=True):
-
-        def gradients(params, uniform: Tensor, normal: Tensor, rows: Tensor, objective=objective):
-            tape = Tape(uniform, normal)
-            return objective.gradients(params, problem.draw_batch(tape, rows), tape, problem.progress(0))
-
+        gradients = partial(objective.step_gradients, progress=problem.progress(0))
         drawn = noise.uniform(1, used["uniform"]), noise.normal(1, used["normal"])
         what = _called(problem, objective.phase)
         with torch.no_grad(), mapping(what, advice, Exception):  # it did not fail alone
@@ -322,8 +315,8 @@ def metric_values(
         ValueError: it is no dict, or a value is no number, has no first axis of the replicates, or not the
             shape it had.
     """
-    _require(isinstance(metrics, dict), of, "a function that returns a dict", metrics)
-    _require("iteration" not in metrics, of, "a function without metric 'iteration'", sorted(metrics))
+    require(isinstance(metrics, dict), of, "a function that returns a dict", metrics)
+    require("iteration" not in metrics, of, "a function without metric 'iteration'", sorted(metrics))
     values = {}
     for name, metric in metrics.items():
         try:

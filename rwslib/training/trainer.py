@@ -4,6 +4,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.func import vmap
 from tqdm import tqdm
 
 from rwslib import files
-from rwslib.noise import METRICS, TRAINING, EpochOrder, Tape, check_seed, global_generators, seed_for, tapes
+from rwslib.noise import METRICS, TRAINING, EpochOrder, check_seed, global_generators, seed_for, tapes
 from rwslib.training import probe
 from rwslib.training.acceleration import (
     Steps,
@@ -49,33 +50,23 @@ def pure_steps(
         compile_update: compile the optimiser alone, for gradients that cannot be compiled.
 
     Returns:
-        ``(params, moments, iteration, uniform [R, steps, n], normal [R, steps, m], rows [R, steps, B])
-        -> (params, moments)``.
+        ``(params, moments, iteration, *drawn) -> (params, moments)``, for ``drawn`` see ``Trainer.draw``.
     """
     problem, update = objective.problem, objective.problem.optimizer.update
     if compile_update:
         update = torch.compile(update, fullgraph=True)
 
     def steps(
-        params: Tensors,
-        moments: tuple[Tensors, ...],
-        iteration: Tensor,
-        uniform: Tensor,
-        normal: Tensor,
-        rows: Tensor,
+        params: Tensors, moments: tuple[Tensors, ...], iteration: Tensor, *drawn: Tensor
     ) -> tuple[Tensors, tuple[Tensors, ...]]:
-        for step in range(uniform.shape[1]):
+        for step in range(drawn[0].shape[1]):
             progress = ((iteration + step) / problem.num_iterations).float()
-
-            def gradients(params, uniform, normal, rows, progress=progress):
-                tape = Tape(uniform, normal)
-                return objective.gradients(params, problem.draw_batch(tape, rows), tape, progress)
-
+            gradients = partial(objective.step_gradients, progress=progress)
             if problem.mapped:
                 over_replicates = vmap(gradients)
             else:
                 over_replicates = one_by_one(gradients, problem, replicates, int(iteration) + step)
-            grads = over_replicates(params, uniform[:, step], normal[:, step], rows[:, step])
+            grads = over_replicates(params, *(part[:, step] for part in drawn))
             changed = {name: grads.pop(name) for name in objective.changing}
             given = problem.learning_rate
             rate = given(iteration + step) if callable(given) else given
