@@ -196,39 +196,35 @@ def air_rows(seconds: float, limits: Limits) -> Rows:
     example = files.from_environment("PYRO_AIR_EXAMPLE")
     pyro_step = pyro_example(example) if example else None  # says at once what is missing
     for method, (num_particles, aim) in product(("ww", "vimco"), AIR_AIMS.items()):
-        trainer = Trainer(
-            air.problem(AIRConfig(method, num_particles, "digits", dream_iterations=0)), range(1)
-        )
-        flops, found = cost(trainer)[0], speed(trainer, seconds)
-        yield {
-            "method": method,
-            "num_particles": num_particles,
-            "iterations_per_second": round(found, 1),
-            "aim_per_second": aim,
-            "gigaflop_per_iteration": flops / 1e9,
-            "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
-        }
+        row = air_row(AIRConfig(method, num_particles, num_runs=1), seconds, limits)
+        yield row | {"aim_per_second": aim}
     if pyro_step:
         row = {"method": "Pyro's example", "num_particles": 1}
         row["iterations_per_second"] = round(rate(pyro_step, seconds), 1)
         yield row | dict.fromkeys(("aim_per_second", "gigaflop_per_iteration", "fraction_of_matmul_limit"))
 
 
+def air_row(config: AIRConfig, seconds: float, limits: Limits, device: str = "cpu") -> dict[str, Any]:
+    """How fast one configuration of attend, infer, repeat trains, its aim to be filled in."""
+    config = dataclasses.replace(config, dataset="digits", dream_iterations=0)
+    trainer = Trainer(air.problem(config, device), range(config.num_runs))
+    flops, found = cost(trainer)[0], speed(trainer, seconds)
+    return {
+        "method": config.method,
+        "num_particles": config.num_particles,
+        **({"replicates": config.num_runs} if device == GPU else {}),
+        "iterations_per_second": round(found / config.num_runs, 1),
+        "aim_per_second": None,
+        "gigaflop_per_iteration": flops / 1e9,
+        "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
+    }
+
+
 def air_gpu_rows(seconds: float, limits: Limits) -> Rows:
     """Attend, infer, repeat on a GPU, where all objects that could be there are worked on."""
     for method, (num_particles, num_runs) in product(("ww", "vimco"), AIR_GPU_CASES):
-        config = AIRConfig(method, num_particles, "digits", num_runs=num_runs, dream_iterations=0)
-        trainer = Trainer(air.problem(config, GPU), range(num_runs))
-        flops, found = cost(trainer)[0], speed(trainer, seconds)
-        yield {
-            "method": method,
-            "num_particles": num_particles,
-            "replicates": num_runs,
-            "iterations_per_second": round(found / num_runs, 1),
-            "aim_per_second": AIR_GPU_AIMS.get(num_particles),
-            "gigaflop_per_iteration": flops / 1e9,
-            "fraction_of_matmul_limit": found * flops / limits["flops_per_second"],
-        }
+        row = air_row(AIRConfig(method, num_particles, num_runs=num_runs), seconds, limits, GPU)
+        yield row | {"aim_per_second": AIR_GPU_AIMS.get(num_particles)}
 
 
 def pyro_example(folder: Path) -> Callable[[], float]:

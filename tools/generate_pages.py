@@ -35,13 +35,7 @@ from rwslib.report.markup import minus, table, text
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def citation(reference: Any, keys: set[str]) -> str:
-    """References as citations where they are keys of the bibliography, else as they are."""
-    parts = reference if isinstance(reference, list | tuple) else re.split(r",\s*", text(reference))
-    return ", ".join(f"{{cite:t}}`{part}`" if part in keys else text(part) for part in parts)
-
-
-def method_row(name: str, method: Any, keys: set[str]) -> list[str]:
+def method_row(name: str, method: Any) -> list[str]:
     """One method's cells."""
     return [
         f"`{name}`",
@@ -51,18 +45,14 @@ def method_row(name: str, method: Any, keys: set[str]) -> list[str]:
         text(method.ablation or method.control_variate or "none"),
         text(method.cost),
         speeds(name),
-        citation(method.reference, keys),
+        f"{{cite:t}}`{method.reference}`",
     ]
 
 
 def methods_table(ablations: bool) -> str:
     """The methods of the literature, or the deliberate deviations from them."""
-    bibliography = (ROOT / "book/references.bib").read_text(encoding="utf-8")
-    keys = set(re.findall(r"^@\w+\{([^,\s]+)", bibliography, re.MULTILINE))
     rows = [
-        method_row(name, method, keys)
-        for name, method in METHODS.items()
-        if bool(method.ablation) == ablations
+        method_row(name, method) for name, method in METHODS.items() if bool(method.ablation) == ablations
     ]
     what = "deviation" if ablations else "control variate"
     return table(["name", "method, function", "least K", "latents", what, "cost", "speed", "source"], rows)
@@ -112,48 +102,16 @@ def speeds(name: str) -> str:
     )
 
 
-BENCHMARKS = {  # columns of each section's table, by the names in the file
-    "gmm": {
-        "method": "method",
-        "num_particles": "K",
-        "replicate_iterations_per_second": "replicate-iterations per second",
-        "aim_per_second": "aim",
-        "fraction_of_matmul_limit": "of the matmul limit",
-        "fraction_of_memory_limit": "of the memory limit",
-    },
-    "vae": {
-        "method": "method",
-        "precision": "precision",
-        "num_particles": "K",
-        "replicates": "replicates",
-        "replicate_iterations_per_second": "replicate-iterations per second",
-        "gigaflop_per_iteration": "Gflop each",
-        "fraction_of_matmul_limit": "of the matmul limit",
-        "aim_fraction": "aim",
-    },
-    "evaluation": {
-        "particles": "particles",
-        "images": "images",
-        "images_measured": "of them measured",
-        "seconds": "seconds",
-        "aim_seconds": "aim",
-    },
-    "air": {
-        "method": "method",
-        "num_particles": "K",
-        "iterations_per_second": "iterations per second",
-        "aim_per_second": "aim",
-        "gigaflop_per_iteration": "Gflop each",
-        "fraction_of_matmul_limit": "of the matmul limit",
-    },
-    "sweep": {"what": "what", "seconds": "seconds", "aim_seconds": "aim"},
-}
-BENCHMARKS["vae_gpu"] = {name: title for name, title in BENCHMARKS["vae"].items() if name != "aim_fraction"}
-BENCHMARKS["air_gpu"] = {
-    "method": "method",
+BENCHMARKS = ("gmm", "vae", "evaluation", "air", "sweep", "vae_gpu", "air_gpu")
+COLUMNS = {  # titles of the columns whose name in the file is not their title
     "num_particles": "K",
-    "replicates": "replicates",
-    **BENCHMARKS["air"],
+    "replicate_iterations_per_second": "replicate-iterations per second",
+    "iterations_per_second": "iterations per second",
+    "gigaflop_per_iteration": "Gflop each",
+    "fraction_of_matmul_limit": "of the matmul limit",
+    "fraction_of_memory_limit": "of the memory limit",
+    "images_measured": "images measured",
+    **dict.fromkeys(("aim_per_second", "aim_seconds", "aim_fraction"), "aim"),
 }
 LIMITS = {  # units of a billion a second
     "flops_per_second": "Gflop/s in float32",
@@ -172,7 +130,7 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
     measured = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if section not in measured:
         return f'No measurement is published yet; `make bench ARGS="--only {section}"` makes one.'
-    found, columns = measured[section], BENCHMARKS[section]
+    found = measured[section]
 
     def cell(name: str, value: Any) -> str:
         if "fraction" in name:
@@ -181,14 +139,14 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
             return f"`{value}`" if value in METHODS else text(value)
         return "" if value is None else number(value)
 
-    rows = [[cell(name, row.get(name)) for name in columns] for row in found["rows"]]
+    rows = [[cell(name, value) for name, value in row.items()] for row in found["rows"]]
     machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in found["hardware"].items())
     limits = "".join(
         f"; {number(found['limits'][name] / 1e9)} {unit}"
         for name, unit in LIMITS.items()
         if name in found["limits"] and section != "sweep"
     )
-    shown = table(list(columns.values()), rows, wide=False)
+    shown = table([COLUMNS.get(name, name) for name in found["rows"][0]], rows, wide=False)
     note = f" {text(found['note'])}" if "note" in found else ""
     return f"Measured on {text(found['date'])} ({machine}{limits}).{note}\n\n{shown}"
 
