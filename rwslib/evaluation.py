@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -224,42 +223,3 @@ def exact_wake_phi(log_joint: Tensor, logits: Tensor, num_particles: int) -> Ten
     v = normalized_weights(log_joint[z] - log_q)
     score = torch.eye(len(logits), dtype=logits.dtype)[z] - probs
     return torch.einsum("n,kn,knc->c", log_q.sum(dim=0).exp(), v, score)
-
-
-def bootstrap(
-    statistic: Callable[..., np.ndarray], *samples: np.ndarray, num_resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """A statistic of replicates with its 95 % percentile bootstrap interval.
-
-    Args:
-        statistic: maps arrays ``[..., R]``, one for each sample, to ``[...]``.
-        *samples: ``[R]`` each, at least one; each is resampled on its own.
-
-    Returns:
-        Value at the samples themselves, lower and upper end.
-    """
-    sizes = {f"the size of sample {i}": len(sample) for i, sample in enumerate(samples)}
-    check_counts(num_resamples=num_resamples, **{"the number of samples": len(samples)}, **sizes)
-    generator = np.random.default_rng(seed)
-    resampled = [
-        sample[generator.integers(len(sample), size=(num_resamples, len(sample)))] for sample in samples
-    ]
-    low, high = np.percentile(statistic(*resampled), [2.5, 97.5])
-    return float(statistic(*samples)), float(low), float(high)
-
-
-def verdict(intervals: list[tuple[float, float, float]]) -> str:
-    """Judge a claim that says every effect is positive, from (value, low, high) of each.
-
-    "holds" if all intervals lie above zero, "does not hold" if all lie below, else "mixed".
-
-    Raises:
-        ValueError: there is no interval, so nothing was found either way.
-    """
-    if not intervals:
-        raise ValueError("intervals must hold at least one (value, low, high), got none")
-    if all(low > 0 for _, low, _ in intervals):
-        return "holds"
-    if all(high < 0 for _, _, high in intervals):
-        return "does not hold"
-    return "mixed"

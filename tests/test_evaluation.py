@@ -1,4 +1,4 @@
-"""Exact moments, gradient spread, importance estimates, active units, bootstrap and verdicts."""
+"""Exact moments, gradient spread, importance estimates, active units."""
 
 import math
 
@@ -88,36 +88,7 @@ def test_signal_to_noise_of_a_known_ratio():
     assert evaluation.signal_to_noise(gradients).item() == pytest.approx(1.5, rel=0.02)
 
 
-def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(200):
-        sample = generator.normal(size=40)
-        _, low, high = evaluation.bootstrap(lambda s: s.mean(axis=-1), sample, num_resamples=300, seed=seed)
-        covered += low <= 0 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-@pytest.mark.parametrize(
-    ("intervals", "expected"),
-    [
-        ([(1, 0.5, 2), (3, 0.1, 4)], "holds"),
-        ([(-1, -2, -0.5), (-3, -4, -0.1)], "does not hold"),
-        ([(-1, -2, -0.5), (0, 0, 0)], "mixed"),
-        ([(0, 0, 0)], "mixed"),
-        ([(1, -0.5, 2)], "mixed"),
-        ([(1, 0.5, 2), (-1, -2, -0.5)], "mixed"),
-    ],
-)
-def test_verdict(intervals, expected):
-    assert evaluation.verdict(intervals) == expected
-
-
 NOTHING = {
-    "verdict": lambda: evaluation.verdict([]),
-    "bootstrap, no sample": lambda: evaluation.bootstrap(np.mean),
-    "bootstrap, an empty sample": lambda: evaluation.bootstrap(np.mean, np.ones(3), np.ones(0)),
-    "bootstrap, no resamples": lambda: evaluation.bootstrap(np.mean, np.ones(3), num_resamples=0),
     "gradient_std": lambda: evaluation.gradient_std(torch.zeros(3, 0, 7)),
     "gradient_std, no parameter": lambda: evaluation.gradient_std(torch.zeros(3, 7, 0)),
     "signal_to_noise": lambda: evaluation.signal_to_noise(torch.zeros(1, 7)),

@@ -9,6 +9,7 @@ import pytest
 from rwslib import records
 from rwslib.experiments import GMMConfig, VAEConfig
 from rwslib.report.claims import (
+    Claim,
     Effect,
     Evidence,
     Rule,
@@ -67,6 +68,35 @@ def test_an_effect_is_on_one_side(ends, side):
 )
 def test_a_verdict_follows_from_the_sides(sides, expected):
     assert verdict(sides) == expected
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([(1, 0.5, 2), (3, 0.1, 4)], "holds"),
+        ([(1, 0.5, 2), (math.nan, math.nan, math.nan)], "holds"),
+        ([(-1, -2, -0.5), (-3, -4, -0.1)], "does not hold"),
+        ([(-1, -2, -0.5), (0, 0, 0)], "mixed"),
+        ([(1, -0.5, 2)], "mixed"),
+        ([(1, 0.5, 2), (-1, -2, -0.5)], "mixed"),
+        ([(math.nan, math.nan, math.nan)], "not run"),
+        ([], "not run"),
+    ],
+)
+def test_the_stricter_rule_asks_it_of_every_effect(intervals, expected):
+    effects = {str(i): effect(*ends) for i, ends in enumerate(intervals)}
+    assert Claim(Rule("X-1", "text", "", "", (), rises), effects).strict == expected
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_an_interval_covers_the_truth_as_often_as_it_says(pooled):
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        given = {"bias": {"cell": generator.normal(size=40)}}
+        found = Evidence({}, pooled, given).effect("here", "bias", "cell", combine=lambda a: a)
+        covered += found.low <= 0 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
 
 
 @pytest.mark.parametrize(

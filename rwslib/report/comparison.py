@@ -25,7 +25,7 @@ from rwslib import evaluation, methods
 from rwslib.experiments.common import known_name
 from rwslib.methods import METHODS
 from rwslib.models.gmm import GMM, RelaxControlVariate, Table
-from rwslib.noise import Noise
+from rwslib.noise import Noise, Tape
 from rwslib.report.claims.general import NUM_CATEGORIES, OBSERVATION, small_mixture
 
 CHOICES = {"choice": (NUM_CATEGORIES, OBSERVATION), "coin": (2, 6.0)}  # number of categories, observation
@@ -75,16 +75,6 @@ class GivenTable(Table):
 
     def sample(self, x: Tensor, num_particles: int, noise: Any) -> tuple[Tensor, Tensor]:
         return self.z, self.log_prob(self.z, x)
-
-
-class GivenUniform:
-    """Noise that holds given uniform numbers ``[N, B]`` and nothing else."""
-
-    def __init__(self, numbers: Tensor):
-        self.numbers = numbers
-
-    def uniform(self, *shape: int) -> Tensor:
-        return self.numbers
 
 
 class Smooth(nn.Module):
@@ -172,7 +162,7 @@ def exact_gradients(row: str, K: int, problem: str, step: float) -> tuple[Tensor
         p = GivenMixture(len(logits), z).double()
         q = GivenTable(logits.expand(len(rows), -1), z)
         x = torch.full([len(rows)], observation).double()
-        loss = function(p, q, x, K, GivenUniform(middles[z]))
+        loss = function(p, q, x, K, Tape(middles[z].flatten(), torch.empty(0)))
         return -grad(loss.sum(), q.logits)[0], p.evaluations
 
     gradients, evaluations = zip(*map(of_some, upper.split(max(1, AT_ONCE // num_draws))), strict=True)

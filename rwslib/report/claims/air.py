@@ -1,29 +1,22 @@
 """The claims about attend, infer, repeat, section 4.1 of the paper."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 from rwslib.records import RunRecord
+from rwslib.report.claims import effects
 from rwslib.report.claims.effects import Effect, Evidence, Runs, title
 from rwslib.report.claims.rules import Claim, Rule, judge
 
 BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
 USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number
-FAILED = 0.5  # count accuracy below which a run has not learned to count at all
 EVIDENCE, DIVERGENCE = "log evidence of scenes", "divergence on scenes"
 
 
 def without_failures(runs: Runs) -> dict[tuple[str, int], RunRecord]:
     """Records without the replicates that are wrong about more than half of the counts; empty ones go."""
-    kept = {}
-    for cell, record in runs.items():
-        assert record is not None
-        good = record.metrics["count_accuracy_sample"] >= FAILED
-        if good.any():
-            metrics = {n: v if n == "iteration" else v[good] for n, v in record.metrics.items()}
-            kept[cell] = replace(record, metrics=metrics)
-    return kept
+    kept = {cell: effects.without_failures(record) for cell, record in runs.items() if record}
+    return {cell: record for cell, record in kept.items() if record}
 
 
 def beyond(evidence: Evidence, best: int) -> list[Effect]:

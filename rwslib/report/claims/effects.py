@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ Cell = Any  # hashable, mostly (method, num_particles)
 Runs = Mapping[Any, RunRecord | None]
 
 NUM_RESAMPLES = 2000
+FAILED = 0.5  # count accuracy below which a run has not learned to count at all
 SIDES = {  # of an effect; what one and several of them do
     "agrees": ("agrees with the paper", "agree with the paper"),
     "tie": ("is a tie", "are ties"),
@@ -69,6 +70,13 @@ def log_curve_noise(record: RunRecord) -> np.ndarray:
     curve = record.metrics["train_bound"]
     rough = np.diff(curve[:, curve.shape[1] // 2 :], n=2)
     return np.log(rough.std(axis=1) / np.sqrt(6)) if rough.shape[1] > 2 else np.full(len(curve), np.nan)
+
+
+def without_failures(record: RunRecord) -> RunRecord | None:
+    """The record with those replicates alone that learned to count; None where none did."""
+    good = record.metrics["count_accuracy_sample"] >= FAILED
+    metrics = {name: v if name == "iteration" else v[good] for name, v in record.metrics.items()}
+    return replace(record, metrics=metrics) if good.any() else None
 
 
 _PROBABILITIES = "it moves each of the twenty probabilities by 0.002 on average, a twentieth of their mean"

@@ -86,13 +86,6 @@ def within_factor_two(evidence: Evidence) -> list[Effect]:
     ]
 
 
-def louder_terms(evidence: Evidence) -> list[Effect]:
-    """Log ratio of the spreads of the two terms of Eq. 2, by K."""
-    return [
-        evidence.effect(f"K {K}", TERMS, ("reinforce", K), combine=lambda a: a) for K in evidence.particles
-    ]
-
-
 def slope(evidence: Evidence, part: str, target: float) -> list[Effect]:
     """A tenth minus the distance of a slope from its target."""
     return [
@@ -104,11 +97,6 @@ def bias_falls(evidence: Evidence) -> list[Effect]:
     """Fall of the norm of the bias with each step in particles."""
     Ks = sorted(evidence.given.get(BIAS, {}))
     return [evidence.effect(f"K {a} to {b}", BIAS, a, b) for a, b in pairwise(Ks)]
-
-
-def replace_setting(effect: Effect, quantity: str) -> Effect:
-    """The effect with its quantity in front of its setting."""
-    return replace(effect, setting=f"{quantity}: {effect.setting}")
 
 
 TOP, MIDDLE, BOTTOM = "Figure 4, top", "Figure 4, middle", "Figure 4, bottom"
@@ -226,7 +214,7 @@ RULES = (
         "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
         FIGURE,
         lambda e: [
-            replace_setting(effect, quantity)
+            replace(effect, setting=f"{quantity}: {effect.setting}")
             for quantity in ("error of p", "error of q")
             for effect in worse(e, quantity, OTHERS, ("dww",), *e.particles[:2])
         ],
@@ -279,7 +267,7 @@ RULES = (
         "term 1 dominates REINFORCE's variance",
         "logarithm of the ratio of the terms' spreads at the trained parameters",
         ("gmm-terms",),
-        louder_terms,
+        lambda e: [e.effect(f"K {K}", TERMS, ("reinforce", K), combine=lambda a: a) for K in e.particles],
     ),
     Rule(
         "GMM-14b",

@@ -21,6 +21,7 @@ from rwslib.report.claims.effects import (
     number,
     title,
     with_interval,
+    without_failures,
 )
 
 FEW, SHORT, FLOOR = "too few replicates", "run too short", "nothing left to gain"
@@ -28,7 +29,6 @@ FAULT, DETAIL, SMALL = "fault of the original code", "detail not in the paper", 
 ABSENT, UNKNOWN = "not run", "no cause found"
 KINDS = (FEW, SHORT, FLOOR, FAULT, DETAIL, SMALL, ABSENT, UNKNOWN)
 MANY = 1000  # replicates, above which their number says only that they are no way to decide
-FAILED = 0.5  # count accuracy below which a run has not learned to count at all
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,9 @@ def shorter(record: RunRecord) -> RunRecord | None:
 
 def learned(record: RunRecord) -> RunRecord | None:
     """The record without replicates that never learned to count."""
-    good = record.metrics.get("count_accuracy_sample", math.inf) >= FAILED
-    if not getattr(good, "any", bool)() or getattr(good, "all", bool)():
-        return None
-    metrics = {n: v if n == "iteration" else v[good] for n, v in record.metrics.items()}
-    return replace(record, metrics=metrics)
+    counted = "count_accuracy_sample"
+    found = without_failures(record) if counted in record.metrics else None
+    return found if found and len(found.metrics[counted]) < len(record.metrics[counted]) else None
 
 
 def others(evidence: Evidence) -> list[Other]:

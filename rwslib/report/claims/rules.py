@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rwslib.evaluation import verdict as strict_verdict
 from rwslib.records import RunRecord
 from rwslib.report.claims.effects import Effect, Effects, Evidence
 from rwslib.report.claims.reasons import Reason, others, reasons
@@ -60,8 +59,12 @@ class Claim:
     @property
     def strict(self) -> str:
         """By the stricter rule: "holds" and "does not hold" ask it of every effect, all else is "mixed"."""
-        found = [(e.value, e.low, e.high) for e in self.effects.values() if e.side != "not run"]
-        return strict_verdict(found) if found else "not run"
+        run = [effect for effect in self.effects.values() if effect.side != "not run"]
+        if not run:
+            return "not run"
+        if all(effect.low > 0 for effect in run):
+            return "holds"
+        return "does not hold" if all(effect.high < 0 for effect in run) else "mixed"
 
 
 def verdict(sides: Sequence[str]) -> str:
@@ -76,19 +79,19 @@ def verdict(sides: Sequence[str]) -> str:
     return "fails" if "contradicts" in found else "open"
 
 
-def judge(rules: Sequence[Rule], evidence: Mapping[str, Evidence], explain: bool = True) -> dict[str, Claim]:
+def judge(rules: Sequence[Rule], evidence: Mapping[str, Evidence]) -> dict[str, Claim]:
     """Evaluate rules, each on the evidence that it rests on, and say why a claim does not simply hold.
 
     Raises:
         KeyError: a rule asks for a quantity or a metric that does not exist.
     """
-    rows = {name: others(found) if explain else [] for name, found in evidence.items()}
+    rows = {name: others(found) for name, found in evidence.items()}
     claims = {}
     for rule in rules:
         found = evidence[rule.rests_on]
         effects = {effect.setting: effect for effect in rule.effects(found)}
         used = {cell for e in effects.values() if e.side != "not run" for cell in e.cells}
         kept = tuple(record for cell, record in found.runs.items() if cell in used)
-        why = reasons(rule.effects, effects, found, rows[rule.rests_on]) if explain else []
+        why = reasons(rule.effects, effects, found, rows[rule.rests_on])
         claims[rule.name] = Claim(rule, effects, tuple(why), kept)
     return claims
