@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import os
 import sys
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -241,9 +240,7 @@ def fetch() -> None:
         return
     target = folder() / "mnist"
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target):
-            pass
+        files.make_writable(target)
     except OSError as error:
         raise DataError(
             f"{target} cannot be written ({error.strerror}); set RWSLIB_DATA to another folder"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,6 +76,13 @@ def settle_environment() -> None:
         paths = [str(ROOT), *(path for path in paths if path != str(ROOT))]
     if paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder if need be; an OSError says why nothing can be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager

@@ -16,7 +16,6 @@ import platform
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -171,9 +170,7 @@ def writable(results_dir: str | Path | None = None) -> Path:
     """
     store = results_store(results_dir)
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=store):
-            pass
+        files.make_writable(store)
     except OSError as error:
         raise ValueError(
             f"results_dir must be a folder that can be written, got {str(store)!r}: {error.strerror}"

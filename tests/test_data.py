@@ -369,7 +369,7 @@ def test_a_folder_without_permission_is_refused_before_anything_is_fetched(targe
         raise PermissionError(errno.EACCES, "Permission denied")
 
     asked = serve(whole, whole)
-    monkeypatch.setattr(data.tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr(data.files.tempfile, "TemporaryFile", forbidden)
     assert "Permission denied" in refusal(data.fetch)
     assert asked == []
     assert names(target) == []
