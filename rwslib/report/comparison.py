@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.distributions import Normal
 
-from rwslib import evaluation, methods
+from rwslib import evaluation, files, methods
 from rwslib.experiments.common import known_name
 from rwslib.methods import METHODS
 from rwslib.models.gmm import GMM, RelaxControlVariate, Table
@@ -324,7 +323,9 @@ def measure_row(row: str, particles: tuple[int, ...], problem: str) -> dict[str,
 def main() -> None:
     """Measure what is asked for, and store it beside what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, required=True, metavar="FILE", help="JSON file, updated")
+    parser.add_argument(
+        "--write", type=files.expanded, required=True, metavar="FILE", help="JSON file, updated"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these methods alone; default: all")
     arguments = parser.parse_args()
     for name in arguments.only or ():
