@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import generate_pages
 import nbformat
@@ -151,6 +152,18 @@ def test_a_chapter_starts_with_its_bar(stage):
     assert 'class="claim-bar"' in head and "claims <claims-vae>`" in head
     with pytest.raises(SystemExit, match="has no line"):
         generate_pages.put(path, "verdicts", str)
+
+
+def test_the_first_page_says_how_long_runs_are_and_what_the_original_code_explains(stage):
+    said = {name: ledger.chapter_scale(stage / f"notebooks/{name}.ipynb") for name in ("02_gmm", "03_vae")}
+    assert said["02_gmm"] == "nothing was run"
+    assert said["03_vae"] == "40 epochs (the paper: 3,280), MNIST; 2 replicates; K = 8 and 64"
+    chapter = Path(__file__).parent.parent / "notebooks/02_gmm.ipynb"
+    assert ledger.chapter_scale(chapter) == "100,000 iterations; 10 replicates; K = 2, 5, 10 and 20"
+    said = ledger.original_code(chapter)
+    assert said.startswith("- GMM-3b says that inference networks get worse with more particles ")
+    assert "lacks its log K, it is as the paper says: VIMCO, K 5 to 10, +0.12 " in said and "\n" not in said
+    assert ledger.original_code(chapter, "GMM-6") == ""
 
 
 def test_a_chapter_without_claims_is_an_error(tmp_path):

@@ -26,8 +26,10 @@ from rwslib.report.ledger import (
     answer,
     chapter_bar,
     chapter_claims,
+    chapter_scale,
     claims_page,
     first_page,
+    original_code,
     what_matters,
 )
 from rwslib.report.markup import minus, table, text
@@ -340,6 +342,8 @@ def main() -> None:
         ("intro.md", "cards", partial(cards, [notebook, *others])),
         ("intro.md", f"finding {notebook.stem}", partial(finding, notebook, start=1)),  # after the headline
         *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in others),
+        *(("intro.md", f"scale {path.stem}", partial(chapter_scale, path)) for path in (notebook, *others)),
+        ("intro.md", "original code", partial(original_code, notebook)),
         ("intro.md", "verdicts", lambda: first_page(folder.parent)),
         ("reproducibility.md", "machines", machines),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),

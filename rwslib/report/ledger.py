@@ -16,6 +16,7 @@ from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
 from rwslib.report.claims.effects import number
+from rwslib.report.claims.reasons import FAULT
 from rwslib.report.markup import table
 
 GROUPS = {  # by the start of a claim's name: the notebook that shows it, and the heading
@@ -351,6 +352,19 @@ def claims_page(stage: Path) -> str:
 def first_page(stage: Path) -> str:
     """The sums of the ledger, for the first page."""
     return summary(read_ledger(stage)[0])
+
+
+def chapter_scale(notebook: Path) -> str:
+    """How long the runs behind a chapter's claims are, how many, and on which data."""
+    found = chapter_claims(notebook)["records"].values()
+    return scale([record["config"] for record in found]) or "nothing was run"
+
+
+def original_code(notebook: Path, name: str = "GMM-3b") -> str:
+    """What a fault of the original code explains of one claim, as an item of a list, if it does."""
+    entry = chapter_claims(notebook)["claims"][name]
+    found = [reason["says"] for reason in entry["reasons"] if reason["kind"] == FAULT]
+    return " ".join([f"- {name} says that {entry['says']}.", *found]) if found else ""
 
 
 def answer(stage: Path) -> str:
