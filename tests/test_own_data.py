@@ -273,6 +273,8 @@ def test_what_is_written_into_scenes_changes_no_later_ones():
         part.zero_()
     again = data.scenes("digits", "test", 20)
     assert all(torch.equal(part, as_it_was) for part, as_it_was in zip(again, kept, strict=True))
+    data.load("digits").test.zero_()
+    assert torch.equal(data.load("digits").test, IMAGES.test)
 
 
 def test_scenes_take_numpys_numbers():

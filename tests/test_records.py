@@ -256,11 +256,12 @@ def test_records_and_checkpoints_have_the_modes_that_the_umask_says(tmp_path, um
         record = run(CONFIG, tmp_path / "store")
         checkpoint = tmp_path / "store/state.checkpoint"
         Trainer(gmm.problem(CONFIG), [0], compiled=False).save(checkpoint, 0)
+        published = records.publish(record.path)
     finally:
         os.umask(before)
-    for folder in (record.path, record.path.parent):
+    for folder in (record.path, record.path.parent, published, published.parent):
         assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
-    for path in (*record.path.iterdir(), checkpoint):
+    for path in (*record.path.iterdir(), *published.iterdir(), checkpoint):
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 

@@ -1,6 +1,7 @@
 """Sweeps: each row once, whoever asks for it, on this machine or through a cluster's submit command."""
 
 import asyncio
+import errno
 import importlib.util
 import json
 import os
@@ -107,6 +108,17 @@ def test_without_snakemake_a_sentence_says_what_to_install(grid, monkeypatch):
     monkeypatch.setattr(sweep, "has_snakemake", lambda: False)
     with pytest.raises(SystemExit, match=r"pip install -r requirements-sweep\.txt"):
         cli.main(["sweep", str(grid)])
+
+
+def test_a_full_disk_is_said_with_the_folder(grid, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write does, without a name
+
+    monkeypatch.setattr(sweep, "has_snakemake", lambda: True)
+    monkeypatch.setattr(sweep, "_write_plan", full)
+    with pytest.raises(SystemExit, match=rf"No space left on device: '{tmp_path}/results/\.sweep'$"):
+        cli.main(["sweep", str(grid)])
+    assert not list((tmp_path / "results/.sweep").glob("*/"))
 
 
 @pytest.fixture
