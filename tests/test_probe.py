@@ -672,6 +672,10 @@ ARGUMENTS = {
         {"draw_batch": lambda noise, rows: DATA[:3]},
         r"draw_batch must return a datum for each of its 4 rows .*got float32 \[3\]",
     ),
+    "list of tensors": (
+        {"draw_batch": lambda noise, rows: [DATA[rows], DATA[rows]]},
+        "a datum for each of its 4 rows .*got a list of 2: tensors that belong together go into a tuple",
+    ),
     "batch of two lengths": (
         {"draw_batch": lambda noise, rows: (DATA[rows], DATA[:3])},
         r"draw_batch must return tensors \[B, \.\.\.\] of one B, got \(float32 \[4\], float32 \[3\]\)",

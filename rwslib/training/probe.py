@@ -191,9 +191,10 @@ def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
     if any(leaf.ndim == 0 or len(leaf) != size for leaf in tensors):
         raise ValueError(f"draw_batch must return tensors [B, ...] of one B, got {describe(x)}")
     if problem.epoch is not None and size not in (None, len(rows)):
+        got = f"a list of {size}: tensors that belong together go into a tuple" if isinstance(x, list) else ""
         raise ValueError(
             f"draw_batch must return a datum for each of its {len(rows)} rows (the batch size of epoch), "
-            f"got {describe(x)}"
+            f"got {got or describe(x)}"
         )
     for leaf in tensors:
         if leaf.device.type != torch.device(device).type:
