@@ -99,3 +99,7 @@ class Problem:
     def progress(self, iteration: int) -> Tensor:
         """Where an iteration lies in training, a float32 scalar in [0, 1]."""
         return torch.tensor(iteration / self.num_iterations, device=self.device)
+
+    def rate(self, iteration: Tensor) -> float | Tensor:
+        """The learning rate at an iteration, a float64 scalar tensor."""
+        return self.learning_rate(iteration) if callable(self.learning_rate) else self.learning_rate

@@ -4,7 +4,6 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Sequence
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -53,24 +52,25 @@ def pure_steps(
         ``(params, moments, iteration, *drawn) -> (params, moments)``, for ``drawn`` see ``Trainer.draw``.
     """
     problem, update = objective.problem, objective.problem.optimizer.update
-    if compile_update:
-        update = torch.compile(update, fullgraph=True)
+    update = torch.compile(update, fullgraph=True) if compile_update else update
 
     def steps(
         params: Tensors, moments: tuple[Tensors, ...], iteration: Tensor, *drawn: Tensor
     ) -> tuple[Tensors, tuple[Tensors, ...]]:
         for step in range(drawn[0].shape[1]):
             progress = ((iteration + step) / problem.num_iterations).float()
-            gradients = partial(objective.step_gradients, progress=progress)
+
+            def gradients(params, uniform, normal, rows, progress=progress):  # torch 2.6 compiles no partial
+                return objective.step_gradients(params, uniform, normal, rows, progress)
+
             if problem.mapped:
                 over_replicates = vmap(gradients)
             else:
                 over_replicates = one_by_one(gradients, problem, replicates, int(iteration) + step)
             grads = over_replicates(params, *(part[:, step] for part in drawn))
             changed = {name: grads.pop(name) for name in objective.changing}
-            given = problem.learning_rate
-            rate = given(iteration + step) if callable(given) else given
             free, fixed = _split((params, *moments), grads)
+            rate = problem.rate(iteration + step)
             value, moved = update(free[0], grads, tuple(free[1:]), iteration + step + 1 - begin, rate)
             params, *after = ({**rest, **new} for rest, new in zip(fixed, (value, *moved), strict=True))
             params, moments = {**params, **changed}, tuple(after)
