@@ -312,9 +312,9 @@ def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
     assert more_particles(runs).splitlines() == [
         "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete; "
         "the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
-        "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO, "
-        "is the same under RELAX; the inference network ends worse under REINFORCE and Concrete, "
-        "ends better under VIMCO, is the same under RELAX.",
+        "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO "
+        "and is the same under RELAX; the inference network ends worse under REINFORCE and Concrete, "
+        "ends better under VIMCO and is the same under RELAX.",
     ]
 
 
@@ -357,7 +357,7 @@ def test_who_leads_is_said_by_particles_and_with_the_last_difference():
     runs |= {("ww", 8): vae_record(-91, kl=4), ("ww", 16): vae_record(-90, kl=4)}
     evidence, divergence = lead(runs, "ww", "iwae").splitlines()
     assert evidence.startswith(
-        "WW's log evidence is below IWAE's at K = 8, is the same at K = 16; at K = 16 "
+        "WW's log evidence is below IWAE's at K = 8 and is the same at K = 16; at K = 16 "
     )
     assert divergence.startswith("WW's divergence from its posterior is below IWAE's at K = 8 and 16; ")
     assert divergence.endswith(" nats.") and "difference is -1.0 (-1.0 to -1.0)" in divergence

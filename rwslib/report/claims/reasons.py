@@ -167,7 +167,7 @@ def few_replicates(effects: Iterable[Effect]) -> Iterator[Reason]:
     if spread := sorted((effect for effect in found if math.isfinite(effect.low)), key=needed):
         phrases = [
             f"{effect.setting}: {'more than ' * (needed(effect) > MANY)}{min(needed(effect), MANY)} "
-            f"instead of {effect.replicates:.2g}"
+            f"instead of {effect.replicates:.0f}"
             for effect in spread
         ]
         says = f"Replicates that would decide, value and spread as they are: {some(phrases)}."

@@ -13,7 +13,7 @@ GMM_ERRORS = {"error of p": "model", "error of q": "inference network"}
 
 
 def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: str, where: str) -> str:
-    """Labels of effects by sign: "is above at K = 2 and 5, is below at K = 10, is undecided at K = 20"."""
+    """Labels of effects by sign: "is above at K = 2 and 5, is below at K = 10 and is undecided at K = 20"."""
     words = {
         "agrees": f"{positive} {where}",
         "contradicts": f"{negative} {where}",
@@ -23,7 +23,7 @@ def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: s
     found: dict[str, list[object]] = {}
     for label, effect in effects:
         found.setdefault(effect.side, []).append(label)
-    return ", ".join(f"{how} {listed(found[name])}" for name, how in words.items() if name in found)
+    return listed([f"{how} {listed(found[name])}" for name, how in words.items() if name in found])
 
 
 def with_ends(effect: Effect, digits: int) -> str:
