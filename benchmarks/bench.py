@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rwslib import data, files, records
 from rwslib.evaluation import importance_estimates
-from rwslib.experiments import AIRConfig, GMMConfig, VAEConfig, air, gmm, vae
+from rwslib.experiments import AIRConfig, GMMConfig, SBNConfig, VAEConfig, air, gmm, sbn, vae
+from rwslib.methods import METHODS
 from rwslib.models.air import CANVAS, GLIMPSE, MAX_OBJECTS, WHAT_SIZE
 from rwslib.noise import Noise
 from rwslib.training import Trainer
@@ -50,6 +51,11 @@ MNIST_STEPS = 1875  # an epoch of MNIST in batches of 32
 EVALUATION_AIM = 360  # seconds
 EVALUATED_IMAGES, EVALUATED_PARTICLES, TEST_IMAGES = 500, 5000, 10_000
 PRECISIONS = {"float32": "flops_per_second", "bfloat16": "bfloat16_flops_per_second"}
+SBN_RUNS = 4  # replicates together
+SBN_CASES = (  # methods and K
+    *product(("ww", "vimco", "rloo", "disarm", "reinmax", "concrete"), (2, 10)),
+    *product(("ww", "vimco"), (50,)),
+)
 AIR_AIMS = {5: 15, 10: None, 20: 6}  # iterations a second by K
 VAE_GPU_CASES = (  # precision, K, replicates
     *product(("float32", "bfloat16"), (8, 64), (1, 4)),
@@ -188,6 +194,40 @@ def evaluation_rows(seconds: float, limits: Limits) -> Rows:
     }
 
 
+def sbn_rows(seconds: float, limits: Limits) -> Rows:
+    """Two hundred coins at MNIST's size of image, four replicates together; last, a plain loop over one."""
+    columns = ("method", "num_particles", "replicates", "replicate_iterations_per_second")
+
+    def row(name: str, num_particles: int, replicates: int, found: float, flops: int) -> dict[str, Any]:
+        fraction = found * flops / limits["flops_per_second"]
+        values = (name, num_particles, replicates, round(found, 1))
+        return dict(zip(columns, values, strict=True)) | {"fraction_of_matmul_limit": fraction}
+
+    for method, num_particles in SBN_CASES:
+        config = SBNConfig(method, num_particles, "digits")
+        trainer = Trainer(sbn.problem(config), range(SBN_RUNS))
+        yield row(method, num_particles, SBN_RUNS, speed(trainer, seconds), cost(trainer)[0])
+    config = SBNConfig("disarm", 10, "digits")
+    trainer = Trainer(sbn.problem(config), range(1), compiled=False)
+    yield row("plain loop, disarm", 10, 1, rate(plain_step(config), seconds), cost(trainer)[0])
+
+
+def plain_step(config: SBNConfig) -> Callable[[], None]:
+    """A step as one writes it without the trainer: one replicate, PyTorch's own Adam, nothing compiled."""
+    parts, images = sbn.build(config), data.load(config.dataset).train.flatten(1)
+    p, q = parts["p"], parts["q"]
+    adam = torch.optim.Adam([*p.parameters(), *q.parameters()], config.learning_rate)
+    noise = Noise(0)
+
+    def step() -> None:
+        x = data.binarize(images[torch.randint(len(images), (config.batch_size,))], noise)
+        adam.zero_grad()
+        METHODS[config.method].function(p, q, x, config.num_particles, noise).mean().backward()
+        adam.step()
+
+    return step
+
+
 def air_rows(seconds: float, limits: Limits) -> Rows:
     """Attend, infer, repeat, one replicate from its start, where its work is much as later.
 
@@ -304,6 +344,7 @@ SECTIONS = {
     "gmm": gmm_rows,
     "vae": vae_rows,
     "evaluation": evaluation_rows,
+    "sbn": sbn_rows,
     "air": air_rows,
     "sweep": sweep_rows,
     "vae_gpu": vae_gpu_rows,

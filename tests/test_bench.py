@@ -1,5 +1,6 @@
 """The benchmark runs, and its page shows what it wrote.  What it measures is not judged here."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from rwslib import data
 from rwslib.commands import sweep
-from rwslib.experiments import run
+from rwslib.experiments import SBNConfig, run
 from rwslib.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,3 +155,25 @@ def test_sweeps_are_measured(written, monkeypatch):
     assert header == ["what", "seconds", "aim"]
     assert [row[0] for row in cells][2:] == ["a sweep of 3 rows that are all done", "list over 5 records"]
     assert all(float(row[1]) >= 0 for row in cells)
+
+
+def test_coins_are_measured_beside_a_plain_loop(written, monkeypatch):
+    monkeypatch.setattr(bench, "SBN_CASES", (("ww", 2), ("disarm", 2)))
+    header, *cells = page_rows("sbn", written("sbn"))
+    assert header[:3] == ["method", "K", "replicates"]
+    assert [row[:3] for row in cells] == [
+        ["`ww`", "2", "4"],
+        ["`disarm`", "2", "4"],
+        ["plain loop, disarm", "10", "1"],
+    ]
+    assert all(float(row[3].replace(",", "")) > 0 for row in cells)
+
+
+def test_the_plain_loop_trains(monkeypatch):
+    config = SBNConfig("disarm", 4, "digits", latents=(5,), batch_size=20)
+    parts = bench.sbn.build(config)
+    monkeypatch.setattr(bench.sbn, "build", lambda config: parts)
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    bench.plain_step(config)()
+    for name, part in parts.items():
+        assert any((value != before[name][key]).any() for key, value in part.state_dict().items())

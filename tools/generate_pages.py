@@ -104,7 +104,7 @@ def speeds(name: str) -> str:
     )
 
 
-BENCHMARKS = ("gmm", "vae", "evaluation", "air", "sweep", "vae_gpu", "air_gpu")
+BENCHMARKS = ("gmm", "vae", "evaluation", "sbn", "air", "sweep", "vae_gpu", "air_gpu")
 COLUMNS = {  # titles of the columns whose name in the file is not their title
     "num_particles": "K",
     "replicate_iterations_per_second": "replicate-iterations per second",
