@@ -1,6 +1,7 @@
 """Settings shared by all tests."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,17 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-code", action="store_true", help="let PyTorch's compiler write C++ in all tests")
+
+
+@pytest.fixture
+def compiler(request, monkeypatch):
+    """What PyTorch's compiler reads from our code, run as it stands: no C++, a tenth of the time."""
+    if not request.config.getoption("write_code"):
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.hookimpl(wrapper=True)

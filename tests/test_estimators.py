@@ -697,7 +697,7 @@ def test_func_grad_still_refuses_nan():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # PyTorch's compiler raises it
-def test_compiled_code_gives_the_same_numbers():
+def test_compiled_code_gives_the_same_numbers(compiler):
     def losses(log_p, log_q):
         return torch.stack([
             estimators.wake_theta_loss(log_p, log_q),

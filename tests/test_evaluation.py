@@ -239,7 +239,7 @@ def test_importance_estimates_count_impossible_particles():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python headers")
-def test_compiled_importance_estimates_equal_eager_ones():
+def test_compiled_importance_estimates_equal_eager_ones(compiler):
     """Pieces of four, four and two particles, for four data and for four more."""
     torch.manual_seed(0)
     sizes = {"latent_size": 3, "hidden": (8,), "num_pixels": 12}

@@ -128,7 +128,7 @@ def test_every_method_that_the_chapter_takes_moves_every_parameter(networks, met
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
-def test_long_runs_compile(networks):
+def test_long_runs_compile(networks, compiler):
     _, plain = train(networks, "ww", 3, compiled=False)
     _, compiled = train(networks, "ww", 3, compiled=True)  # odd: one step at a time, which compiles faster
     for name, value in plain.items():

@@ -116,9 +116,13 @@ OF_THE_THEME += [
 ]
 
 
-def part_of(page: Path) -> str:
-    """The folder of the site that a page is in."""
-    return page.relative_to(SITE).parts[0] if page.parent != SITE else "top"
+LISTINGS = [page for page in PAGES if page.relative_to(SITE).parts[0] == "_modules"]
+CHAPTERS = [page for page in PAGES if page.relative_to(SITE).parts[0] == "notebooks"]
+PARTS = {  # a browser each
+    "pages": [page for page in PAGES if page not in LISTINGS + CHAPTERS],
+    # And the longest listings of the library, which Sphinx makes, all alike.
+    "chapters": CHAPTERS + sorted(LISTINGS, key=lambda page: page.stat().st_size)[-3:],
+}
 
 
 class Host(SimpleHTTPRequestHandler):
@@ -128,13 +132,13 @@ class Host(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def look():
-    """A function that looks at pages in Chromium: of each its problems and its weight in bytes."""
+    """A function that looks at pages, and at what each must show: of each its problems and its weight."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Host, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def look(pages: list[str], widths=(1400,), themes=("light",), shows: str = "main") -> dict:
+    def look(pages: dict[str, str], views=((1400, "light"),), by_turns=False) -> dict:
         given = {"chromium": CHROMIUM, "site": f"http://127.0.0.1:{server.server_port}/"}
-        given |= {"pages": pages, "widths": widths, "themes": themes, "shows": shows, "ignore": OF_THE_THEME}
+        given |= {"pages": pages, "views": views, "byTurns": by_turns, "ignore": OF_THE_THEME}
         command = [NODE, CHECKS / "look.mjs"]
         done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
@@ -149,47 +153,30 @@ def look():
 @needs_chromium
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("part", sorted({part_of(path) for path in PAGES}))
+@pytest.mark.parametrize("part", PARTS)
 def test_every_page_is_right_in_a_browser(look, part):
-    """No error, no request to another host, no sideways scrolling, and nothing that axe-core objects to."""
-    pages = [str(path.relative_to(SITE)) for path in PAGES if part_of(path) == part]
-    listings = part == "_modules"  # of the library, long and alike: once each
-    found = look(pages, (390,) if listings else (390, 1400), ("dark",) if listings else ("light", "dark"))
-    assert found and found.keys() == set(pages)
+    """No error, no request to another host, no sideways scrolling, and nothing that axe-core objects to.
+
+    And the first page is below one megabyte with all that it loads, compressed as web hosts send it.
+    """
+    pages = {str(path.relative_to(SITE)): "main" for path in PARTS[part]}
+    found = look(pages, ((390, "light"), (1400, "dark")), by_turns=part == "pages")
+    assert found and found.keys() == pages.keys()
     problems = [f"{page}: {problem}" for page, seen in found.items() for problem in seen["problems"]]
     assert not problems, "\n".join(problems)
+    if part == "pages":
+        assert 20_000 < found["index.html"]["bytes"] < 1_000_000
 
 
 @needs_node
 @needs_chromium
 @needs_browser
-def test_the_first_page_is_light(look):
-    """Below one megabyte with all that it loads, compressed as web hosts send it."""
-    assert 20_000 < look(["index.html"])["index.html"]["bytes"] < 1_000_000
-
-
-@needs_node
-@needs_chromium
-@needs_browser
-def test_the_search_finds_a_word(look):
-    page = "search.html?q=zero-forcing"
-    assert not look([page], shows="#search-results li a[href*='02_gmm.html']")[page]["problems"]
-
-
-@needs_node
-@needs_chromium
-@needs_browser
-def test_the_search_finds_a_claim_by_its_name_first(look):
-    pages = [f"search.html?q={name}" for name in ("AIR-5b", "GMM-3a", "gen-3b")]
-    found = look(pages, shows="#search-results li:first-child a[href*='claims.html#index-']")
+@pytest.mark.slow
+def test_search_and_atlas_show_what_scripts_make(look):
+    claim = "#search-results li:first-child a[href*='claims.html#index-']"
+    pages = {f"search.html?q={name}": claim for name in ("AIR-5b", "GMM-3a", "gen-3b")}
+    pages["search.html?q=zero-forcing"] = "#search-results li a[href*='02_gmm.html']"
+    pages["book/methods.html"] = "#atlas-figure .atlas-display path.line[stroke='#0072B2']"
+    found = look(pages)
+    assert found.keys() == pages.keys()
     assert not [problem for page in pages for problem in found[page]["problems"]]
-
-
-@needs_node
-@needs_chromium
-@needs_browser
-def test_the_atlas_draws_its_lines(look):
-    page = "book/methods.html"
-    assert not look([page], shows="#atlas-figure .atlas-display path.line[stroke='#0072B2']")[page][
-        "problems"
-    ]

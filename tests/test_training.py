@@ -421,7 +421,7 @@ def test_a_constant_function_is_as_good_as_a_number():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python headers")
-def test_compiled_steps_take_rows_and_rates_as_eager_ones_do():
+def test_compiled_steps_take_rows_and_rates_as_eager_ones_do(compiler):
     problem = data_problem(12, 3, learning_rate=lambda iteration: torch.where(iteration < 5, 1e-2, 1e-3))
     eager, compiled = (Trainer(problem, range(2), compiled=compiled) for compiled in (False, True))
     eager.train()
@@ -586,7 +586,7 @@ def test_a_run_resumed_in_any_phase_equals_an_uninterrupted_one(stop, mapped, tm
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python headers")
-def test_compiled_phases_equal_eager_ones():
+def test_compiled_phases_equal_eager_ones(compiler):
     problem = data_problem(12, 3, phases=PHASES, mapped=False)
     compiled, eager = (Trainer(problem, range(2), compiled=choice) for choice in (True, False))
     for trainer in (compiled, eager):

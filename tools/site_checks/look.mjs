@@ -1,8 +1,9 @@
 // Looks at pages of the built site in Chromium, and prints of each what is wrong with it and what it weighs.
 //
-// Standard input: {"chromium": path, "site": address, "pages": [path], "widths": [pixels], "themes": ["light",
-// "dark"], "shows": selector of what must appear, "ignore": [rule of axe-core]}.  All as JSON.  A page is loaded
-// at the first width.
+// Standard input: {"chromium": path, "site": address, "pages": {path: selector of what must appear}, "views":
+// [[pixels wide, "light" or "dark"]], "byTurns": false, "ignore": [rule of axe-core]}.  All as JSON.  A page is
+// loaded in the first view.  Two views, with another width and another theme, see what depends on either.
+// axe-core takes most of the time: by turns, a page gets it in the first view, the next page in the second.
 import { readFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import axe from "axe-core";
@@ -13,20 +14,12 @@ const browser = await chromium.launch({
   executablePath: given.chromium,
   args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
-const context = await browser.newContext({ viewport: { width: given.widths[0], height: 900 } });
+const context = await browser.newContext({ viewport: { width: given.views[0][0], height: 900 } });
 context.setDefaultTimeout(120_000);
 
 // The header of a column may be a formula, whose MathML axe-core does not take for text.
 const headers = { id: "empty-table-header", selector: "th:not(:has(math))" };
 const rules = Object.fromEntries(given.ignore.map((rule) => [rule, { enabled: false }]));
-
-// Colours take axe-core nearly all its time.  They depend on the theme and not on the width, all else on the width
-// and not on the theme: each is looked at where it changes, colours at the last width.
-function askedOf(width, theme) {
-  const colours = { enabled: width === given.widths.at(-1) };
-  if (theme !== given.themes[0]) return colours.enabled && { runOnly: ["color-contrast"] };
-  return { rules: { ...rules, "color-contrast": colours } };
-}
 
 const known = new Map();
 async function weight(response) {
@@ -39,7 +32,7 @@ async function weight(response) {
   return known.get(url);
 }
 
-async function look(path) {
+async function look(path, number) {
   const page = await context.newPage();
   const problems = [], weights = [];
   page.on("console", (message) => {
@@ -53,14 +46,14 @@ async function look(path) {
   });
   page.on("response", (response) => weights.push(weight(response)));
   await page.goto(given.site + path, { waitUntil: "networkidle" });
-  await page.waitForSelector(given.shows).catch(() => problems.push(`does not show ${given.shows}`));
+  const shows = given.pages[path];
+  await page.waitForSelector(shows).catch(() => problems.push(`does not show ${shows}`));
   await page.evaluate(() => globalThis.setFormulas?.()); // all, also those that nobody has scrolled to
   const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
 
   await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
   await page.evaluate(axe.source);
-  const views = given.widths.flatMap((width) => given.themes.map((theme) => [width, theme]));
-  for (const [width, theme] of views) {
+  for (const [index, [width, theme]] of given.views.entries()) {
     const problem = (words) => problems.push(`${width} pixels wide, ${theme}: ${words}`);
     await page.setViewportSize({ width, height: 900 });
     await page.emulateMedia({ colorScheme: theme }); // which the page follows
@@ -79,12 +72,11 @@ async function look(path) {
     if (seen.excess > 0) problem(`scrolls sideways by ${seen.excess} pixels`);
     if (seen.unset) problem(`${seen.unset} formulas have errors`);
     for (const name of seen.cut) problem(`a box is cut without a hint that it scrolls: ${name}`);
-    const asked = askedOf(width, theme);
-    if (!asked) continue;
+    if (given.byTurns && index !== number % given.views.length) continue;
     const { violations } = await page.evaluate(([headers, options]) => {
       globalThis.axe.configure({ rules: [headers] });
       return globalThis.axe.run(options);
-    }, [headers, { ...asked, resultTypes: ["violations"] }]);
+    }, [headers, { rules, resultTypes: ["violations"] }]);
     for (const { id, nodes } of violations) {
       for (const { target, html, failureSummary } of nodes) {
         const words = `axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
@@ -96,9 +88,9 @@ async function look(path) {
   return { bytes, problems };
 }
 
-const results = {}, left = [...given.pages];
+const results = {}, left = Object.keys(given.pages);
 async function lookOn() {
-  for (let path; (path = left.pop()); ) results[path] = await look(path);
+  for (let path; (path = left.pop()); ) results[path] = await look(path, left.length);
 }
 await Promise.all([lookOn(), lookOn()]); // while one page waits for its network, the other works
 await browser.close();
