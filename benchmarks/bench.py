@@ -80,9 +80,12 @@ def rate(work: Callable[[], Any], seconds: float) -> float:
     return calls / (time.perf_counter() - begun)
 
 
+LARGE = {"cpu": (1024, 2**26), "gpu": (8192, 2**29)}  # rows of a matrix, numbers of a copy
+
+
 def machine_limits(seconds: float, device: str = "cpu") -> Limits:
     """Operations a second of large matrix products; bytes a second, read and written, of an uncached copy."""
-    size, length = (1024, 2**26) if device == "cpu" else (8192, 2**29)
+    size, length = LARGE["cpu" if device == "cpu" else "gpu"]
 
     def flops(dtype: torch.dtype) -> float:
         a = torch.randn(size, size, device=device).to(dtype)

@@ -10,7 +10,11 @@ LEFT_OUT = {  # from one heading to another, or to the end
     "03_vae": (("### Two models in seconds", "## Claim by claim"), ("## Exercises", None)),
     "04_air": (("## Subtracting what is only noise", "## Other ways"), ("## Exercises", None)),
 }
-SMALLER = {"batch_size=32,": "batch_size=2,", "pixels[:1000], 50,": "pixels[:1000], 5,"}  # of chapter 4
+SMALLER = {
+    "5, num_iterations=300, num_runs=3,": "5, num_iterations=30, num_runs=3,",  # of chapter 2
+    "batch_size=32,": "batch_size=2,",  # of chapter 4
+    "pixels[:1000], 50,": "pixels[:1000], 5,",
+}
 
 
 def shortened(name: str) -> nbformat.NotebookNode:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ import pytest
 
 from rwslib import data
 from rwslib.commands import sweep
-from rwslib.experiments import SBNConfig, run
+from rwslib.experiments import AIRConfig, SBNConfig, run
 from rwslib.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,8 @@ def written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "scenes", lambda name, split: scenes(name, split, 64))
     monkeypatch.setattr(trainer, "COMPILE_FROM", 10**9)
     monkeypatch.setattr(bench, "can_compile", lambda: False)
+    monkeypatch.setitem(bench.LARGE, "cpu", (64, 2**10))
+    monkeypatch.setattr(bench, "AIRConfig", partial(AIRConfig, batch_size=4))
     for name, value in {"EVALUATED_IMAGES": 20, "EVALUATED_PARTICLES": 50}.items():
         monkeypatch.setattr(bench, name, value)
     for name, value in {"SHARED_RUNS": 2, "OWN_RUNS": 1, "ROWS": 3, "RECORDS": 5}.items():
@@ -82,7 +85,7 @@ def test_scenes_are_measured_and_shown_beside_their_aims(written, monkeypatch):
     assert [(row["method"], row["num_particles"]) for row in rows] == [
         (method, num_particles) for method in ("ww", "vimco") for num_particles in (5, 10, 20)
     ]
-    assert all(row["iterations_per_second"] > 0 and row["gigaflop_per_iteration"] > 0.1 for row in rows)
+    assert all(row["iterations_per_second"] > 0 and row["gigaflop_per_iteration"] > 0.01 for row in rows)
     header, *cells = page_rows("air", path)
     assert header[:4] == ["method", "K", "iterations per second", "aim"]
     assert [row[3] for row in cells] == ["15", "", "6"] * 2
@@ -97,7 +100,7 @@ class AIR:
     model = guide = staticmethod(lambda: None)
 
 def step(scenes, batch_size):
-    assert scenes.shape[1:] == (50, 50) and 0 <= scenes.min() < scenes.max() <= 1 and batch_size == 64
+    assert scenes.shape[1:] == (50, 50) and 0 <= scenes.min() < scenes.max() <= 1 and batch_size == 4
 
 optim = SimpleNamespace(Adam=dict)
 infer = SimpleNamespace(TraceGraph_ELBO=dict, SVI=lambda *args, loss: SimpleNamespace(step=step))
@@ -154,7 +157,7 @@ def test_sweeps_are_measured(written, monkeypatch):
     header, *cells = page_rows("sweep", written("sweep"))
     assert header == ["what", "seconds", "aim"]
     assert [row[0] for row in cells][2:] == ["a sweep of 3 rows that are all done", "list over 5 records"]
-    assert all(float(row[1]) >= 0 for row in cells)
+    assert all(float(row[1]) > -0.1 for row in cells)  # of a record, training takes rounded seconds
 
 
 def test_coins_are_measured_beside_a_plain_loop(written, monkeypatch):

@@ -37,7 +37,7 @@ def test_there_are_published_weights():
 @pytest.mark.parametrize("record", WITH_WEIGHTS["vae"], ids=lambda record: record.key)
 def test_published_weights_reproduce_the_recorded_log_evidence_of_the_first_images(record):
     """New particles; the estimates of one image differ by their own noise, not that between images."""
-    recorded = torch.from_numpy(record.metrics["log_marginal_first"][0])
+    recorded = torch.from_numpy(record.metrics["log_marginal_first"][0])[:25]
     x = vae.test_images("mnist")[: len(recorded)]
     parts = modules(record)
     found = importance_estimates(parts["p"], parts["q"], x, record.config["eval_particles"], Noise(99))
