@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-code", action="store_true", help="let PyTorch's compiler write C++ in all tests")
+    parser.addoption("--write-code", action="store_true", help="PyTorch's compiler writes C++ in all tests")
 
 
 @pytest.fixture
