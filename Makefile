@@ -85,7 +85,8 @@ test: $(SWEEP_STAMP) $(BROWSER_STAMP)  ## lint, unit tests, the built pages, and
 	$(PYTEST)
 	$(NBVAL)
 
-test-elsewhere: test  ## test, and the notebooks once more with the plainest CPU kernels, as on another machine
+test-elsewhere: test  ## test, then all compiled code and the notebooks with the plainest CPU kernels, as on another machine
+	$(PYTEST) --write-code -k "compile or compiled"
 	ATEN_CPU_CAPABILITY=default $(NBVAL)
 
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
