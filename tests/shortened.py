@@ -14,6 +14,8 @@ SMALLER = {
     "5, num_iterations=300, num_runs=3,": "5, num_iterations=30, num_runs=3,",  # of chapter 2
     "batch_size=32,": "batch_size=2,",  # of chapter 4
     "pixels[:1000], 50,": "pixels[:1000], 5,",
+    "num_iterations=300,\n    dream_iterations=200,": "num_iterations=30,\n    dream_iterations=20,",
+    "for iteration, when in stages.items():": "for iteration, when in ():",
 }
 
 
