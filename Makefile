@@ -86,7 +86,7 @@ test: $(SWEEP_STAMP) $(BROWSER_STAMP)  ## lint, unit tests, the built pages, and
 	$(NBVAL)
 
 test-elsewhere: test  ## test, then all compiled code and the notebooks with the plainest CPU kernels, as on another machine
-	$(PYTEST) --write-code -k "compile or compiled"
+	$(PYTEST) --write-code -k compile
 	ATEN_CPU_CAPABILITY=default $(NBVAL)
 
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
