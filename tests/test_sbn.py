@@ -92,7 +92,7 @@ def test_points_at_the_corners_are_coins():
 
 
 def tiny(method="ww", num_particles=4, **changes):
-    small = dict(dataset="digits", latents=(8,), num_iterations=4, num_runs=2, batch_size=10)
+    small = dict(dataset="digits", latents=(8,), num_iterations=2, num_runs=2, batch_size=10)
     return SBNConfig(method, num_particles, **(small | dict(eval_particles=20, eval_images=6) | changes))
 
 
@@ -100,7 +100,7 @@ def tiny(method="ww", num_particles=4, **changes):
 def test_every_method_trains_one_layer(name, tmp_path, monkeypatch):
     monkeypatch.setenv("RWSLIB_PUBLISHED", str(tmp_path / "published"))
     record = run(tiny(name), tmp_path)
-    assert record.metrics["test_bound"].shape == (2, 5)
+    assert record.metrics["test_bound"].shape == (2, 3)
     assert all(
         np.isfinite(record.metrics[n]).all() for n in ("test_bound", "log_marginal", "phi_gradient_snr")
     )

@@ -104,7 +104,7 @@ def assert_resumes(problem, iteration, checkpoint):
 
 @pytest.mark.parametrize("method", ["ww", "relax", "concrete"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(method, tmp_path):
-    assert_resumes(gmm.problem(small(method)), 40, tmp_path / "state")
+    assert_resumes(gmm.problem(small(method, num_iterations=40)), 16, tmp_path / "state")
 
 
 def test_what_a_checkpoint_gives_back_is_aligned_as_new_tensors_are(tmp_path):
@@ -216,7 +216,7 @@ def test_a_run_that_is_stopped_before_its_first_step_leaves_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_record(tmp_path, monkeypatch):
-    config = small("ww", num_iterations=600, num_runs=2)
+    config = small("ww", num_iterations=200, num_runs=2)
     script = (
         "import sys; from rwslib.training import trainer\n"
         "trainer.CHECKPOINT_SECONDS, trainer.COMPILE_FROM = 0, 10**9\n"

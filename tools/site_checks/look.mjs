@@ -1,9 +1,10 @@
-// Looks at pages of the built site in Chromium, and prints of each what is wrong with it and what it weighs.
+// Looks at pages of the built site in Chromium, and prints of each what is wrong with it or what it weighs.
 //
 // Standard input: {"chromium": path, "site": address, "pages": {path: selector of what must appear}, "views":
-// [[pixels wide, "light" or "dark"]], "byTurns": false, "ignore": [rule of axe-core]}.  All as JSON.  A page is
-// loaded in the first view.  Two views, with another width and another theme, see what depends on either.
-// axe-core takes most of the time: by turns, a page gets it in the first view, the next page in the second.
+// [[pixels wide, "light" or "dark"]], "ignore": [rule of axe-core]}.  All as JSON.  A page is loaded in the first
+// view.  Two views, with another width and another theme, see what depends on either.  axe-core takes most of
+// the time: it looks at a page in the last view, at the next page in the first.  Without views a page is loaded
+// and weighed.
 import { readFileSync } from "node:fs";
 import { gzipSync } from "node:zlib";
 import axe from "axe-core";
@@ -14,12 +15,36 @@ const browser = await chromium.launch({
   executablePath: given.chromium,
   args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
-const context = await browser.newContext({ viewport: { width: given.views[0][0], height: 900 } });
+const context = await browser.newContext({ viewport: { width: given.views[0]?.[0] ?? 1400, height: 900 } });
 context.setDefaultTimeout(120_000);
 
 // The header of a column may be a formula, whose MathML axe-core does not take for text.
 const headers = { id: "empty-table-header", selector: "th:not(:has(math))" };
 const rules = Object.fromEntries(given.ignore.map((rule) => [rule, { enabled: false }]));
+
+// axe-core looks at the colours of every token of code and every part of a formula, which takes most of its time.
+// One token of each kind is enough: the words of others go into the token before.  (What is no token keeps its
+// place.)  Formulas are drawn beside the MathML that readers of the screen hear; the drawing goes.
+function leaveLessToLookAt() {
+  for (const drawing of document.querySelectorAll("mjx-math")) drawing.remove();
+  const seen = new Set(), blocks = [...document.querySelectorAll("pre")].filter((block) => block.checkVisibility());
+  const grounds = blocks.map((block) => getComputedStyle(block).backgroundColor);
+  for (const [index, block] of blocks.entries()) {
+    const copy = block.cloneNode(true);
+    for (const token of copy.querySelectorAll("span[class]")) {
+      const kind = `${token.className} on ${grounds[index]}`, gap = token.previousSibling;
+      const before = token.previousElementSibling, blank = gap === before || !gap.data?.trim();
+      const plain = (element) => element?.localName === "span" && element.className && !element.childElementCount;
+      if (seen.has(kind) && plain(token) && plain(before) && blank) {
+        if (gap !== before) before.append(gap);
+        before.append(token.textContent);
+        token.remove();
+      }
+      seen.add(kind);
+    }
+    block.replaceWith(copy);
+  }
+}
 
 const known = new Map();
 async function weight(response) {
@@ -44,17 +69,24 @@ async function look(path, number) {
     const url = request.url();
     if (!url.startsWith(given.site) && !/^(data|blob):/.test(url)) problems.push(`another host: ${url}`);
   });
-  page.on("response", (response) => weights.push(weight(response)));
+  if (!given.views.length) page.on("response", (response) => weights.push(weight(response)));
   await page.goto(given.site + path, { waitUntil: "networkidle" });
   const shows = given.pages[path];
   await page.waitForSelector(shows).catch(() => problems.push(`does not show ${shows}`));
   await page.evaluate(() => globalThis.setFormulas?.()); // all, also those that nobody has scrolled to
   const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
 
+  if (given.views.length) await lookThrough(page, number, problems);
+  await page.close();
+  return { bytes, problems };
+}
+
+async function lookThrough(page, number, problems) {
   await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
-  await page.evaluate(axe.source);
-  for (const [index, [width, theme]] of given.views.entries()) {
-    const problem = (words) => problems.push(`${width} pixels wide, ${theme}: ${words}`);
+  const problem = ([width, theme], words) => problems.push(`${width} pixels wide, ${theme}: ${words}`);
+  const views = number % 2 ? given.views.toReversed() : given.views;
+  for (const view of views) {
+    const [width, theme] = view;
     await page.setViewportSize({ width, height: 900 });
     await page.emulateMedia({ colorScheme: theme }); // which the page follows
     await page.waitForSelector(`html[data-theme=${theme}]`, { timeout: 5000 }).catch(() => {});
@@ -68,24 +100,23 @@ async function look(path, number) {
         !box.classList.contains("more"));
       return { theme: dataset.theme, excess: scrollWidth - clientWidth, unset, cut: cut.map((b) => b.className) };
     });
-    if (seen.theme !== theme) problem(`the theme is ${seen.theme}`);
-    if (seen.excess > 0) problem(`scrolls sideways by ${seen.excess} pixels`);
-    if (seen.unset) problem(`${seen.unset} formulas have errors`);
-    for (const name of seen.cut) problem(`a box is cut without a hint that it scrolls: ${name}`);
-    if (given.byTurns && index !== number % given.views.length) continue;
-    const { violations } = await page.evaluate(([headers, options]) => {
-      globalThis.axe.configure({ rules: [headers] });
-      return globalThis.axe.run(options);
-    }, [headers, { rules, resultTypes: ["violations"] }]);
-    for (const { id, nodes } of violations) {
-      for (const { target, html, failureSummary } of nodes) {
-        const words = `axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
-        problem(words.replace(/\s+/g, " "));
-      }
+    if (seen.theme !== theme) problem(view, `the theme is ${seen.theme}`);
+    if (seen.excess > 0) problem(view, `scrolls sideways by ${seen.excess} pixels`);
+    if (seen.unset) problem(view, `${seen.unset} formulas have errors`);
+    for (const name of seen.cut) problem(view, `a box is cut without a hint that it scrolls: ${name}`);
+  }
+
+  await page.evaluate(leaveLessToLookAt);
+  await page.evaluate(axe.source);
+  await page.evaluate((rule) => globalThis.axe.configure({ rules: [rule] }), headers);
+  const options = { rules, resultTypes: ["violations"] };
+  const { violations } = await page.evaluate((options) => globalThis.axe.run(options), options);
+  for (const { id, nodes } of violations) {
+    for (const { target, html, failureSummary } of nodes) {
+      const words = `axe ${id}: ${target.join(" ")}: ${failureSummary} ${html.slice(0, 200)}`;
+      problem(views.at(-1), words.replace(/\s+/g, " "));
     }
   }
-  await page.close();
-  return { bytes, problems };
 }
 
 const results = {}, left = Object.keys(given.pages);
