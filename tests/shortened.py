@@ -11,7 +11,7 @@ LEFT_OUT = {  # from one heading to another, or to the end
     "04_air": (("## Subtracting what is only noise", "## Other ways"), ("## Exercises", None)),
 }
 SMALLER = {  # and what is trained all the same
-    "02_gmm": {"5, num_iterations=300, num_runs=3,": "5, num_iterations=30, num_runs=3,"},
+    "02_gmm": {'small = {"num_iterations": 300,': 'small = {"num_iterations": 30,'},
     "03_vae": {},
     "04_air": {
         "num_iterations=300,": "num_iterations=30,",
