@@ -10,13 +10,13 @@ BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 # The committed notebooks show published records only, whatever else was run here.
 PUBLISHED_ONLY := RWSLIB_RESULTS="$(CURDIR)/_build/no-results"
 
-# Two processes of one thread each are faster here than one process of two threads; tests go to them one by
-# one, the slow ones first (tests/conftest.py), so that both end at the same time.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --maxschedchunk 1
-# The last chapters take longest, so they come first.
-NBVAL := $(PUBLISHED_ONLY) $(PYTEST) --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
-	--nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 \
-	$(shell ls -r notebooks/*.ipynb)
+# Two processes of one thread each are faster here than one process of two threads.  The notebooks come first,
+# each whole, then the slow tests (tests/conftest.py): what is short lets both end at the same time.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
+
+# Tests start many processes, which would all compile the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PORT ?= 8000
 
@@ -82,12 +82,11 @@ drill-slurm: $(SWEEP_STAMP)  ## disturb a sweep on a real Slurm, started for thi
 
 test: $(SWEEP_STAMP) $(BROWSER_STAMP)  ## lint, unit tests, the built pages, and the notebooks' stored outputs
 	@$(MAKE) --jobs 2 lint $(SITE_STAMP)
-	$(PYTEST)
-	$(NBVAL)
+	$(PUBLISHED_ONLY) $(PYTEST) tests $(NBVAL)
 
 test-elsewhere: test  ## test, then all compiled code and the notebooks with the plainest CPU kernels, as on another machine
 	$(PYTEST) --write-code -k compile
-	ATEN_CPU_CAPABILITY=default $(NBVAL)
+	$(PUBLISHED_ONLY) ATEN_CPU_CAPABILITY=default $(PYTEST) tests $(NBVAL) -k ipynb
 
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
 	$(PYTEST) -m "not slow"

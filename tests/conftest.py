@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)  # the tests' tensors are small; more threads only wait for each other
 
@@ -21,6 +22,19 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+class Scheduling(LoadScopeScheduling):
+    """The notebooks first, each as a whole, since its cells share a kernel; then test by test."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.split("::")[0]
+        return file if file.endswith(".ipynb") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
 
 
 def pytest_addoption(parser):

@@ -89,18 +89,18 @@ def test_short_runs_share_jobs_and_long_ones_do_not():
     assert [config for job in jobs for config in job] == long + short
 
 
-def test_six_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monkeypatch, capsys):
+def test_two_hundred_rows_that_are_there_take_no_snakemake(tmp_path, grid, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "has_snakemake", lambda: pytest.fail("Snakemake was asked for"))
     record = run(GMMConfig("ww", 2, num_iterations=4, num_runs=2, batch_size=5), tmp_path / "results")
-    seeds = list(range(1, 601))
+    seeds = list(range(1, 201))
     grid.write_text(f"- {{experiment: gmm, method: ww, num_particles: 2, {TINY}, seed: {seeds}}}")
     for seed in seeds:
         config = record.config | {"seed": seed}
         records.save(config, record.metrics, record.provenance, tmp_path / "results")
     begun = time.process_time()
     cli.main(["sweep", str(grid)])
-    assert time.process_time() - begun < 10
-    assert "600 rows, 600 of them done before, 0 to do" in capsys.readouterr().out
+    assert time.process_time() - begun < 4
+    assert "200 rows, 200 of them done before, 0 to do" in capsys.readouterr().out
 
 
 def test_without_snakemake_a_sentence_says_what_to_install(grid, monkeypatch):
@@ -301,7 +301,7 @@ def test_two_sweeps_at_once_train_each_run_once_and_a_bad_row_stops_no_other(tmp
 def test_the_kill_drill_in_short(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("RWSLIB_PUBLISHED", "")  # set by the drill, and restored after the test
-    figures = drill.kill_drill(1, 2)
+    figures = drill.kill_drill(1, 2, seed=9)  # all of it, after some seconds
     assert figures["kills"] == 1
     assert figures["missing"] == figures["different"] == figures["damaged"] == 0
 
