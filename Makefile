@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-elsewhere test-fast lint format notebooks serve bench atlas clean distclean
+.PHONY: help setup book pdf rerun sweep reproduce drill drill-slurm test test-elsewhere test-fast lint style types format notebooks serve bench atlas clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,10 +91,14 @@ test-elsewhere: test  ## test, then all compiled code and the notebooks with the
 test-fast: $(STAMP)  ## the unit tests that are not marked slow
 	$(PYTEST) -m "not slow"
 
-lint: $(STAMP)  ## check style, format, types and spelling, notebooks included
+lint: style types  ## check style, format, types and spelling, notebooks included
+
+types: $(STAMP)
+	$(PY) -m mypy
+
+style: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
 	$(BIN)/codespell *.md .github benchmarks book notebooks rwslib tests tools workflow
 
 format: $(STAMP)  ## repair style and format where it can be done automatically

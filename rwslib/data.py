@@ -13,7 +13,7 @@ import sys
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -140,10 +140,15 @@ def _mnist() -> Digits:
 
 
 def _embedded_digits() -> Digits:
-    """1 797 real handwritten digits of 8x8 pixels, enlarged to 20x20 and framed to 28x28 as MNIST's are.
+    """1 797 real handwritten digits, of which every sixth is test data."""
+    grey, labels = _enlarged()
+    is_test = torch.arange(len(grey)) % 6 == 5
+    return Digits(grey[~is_test], labels[~is_test], grey[is_test], labels[is_test])  # copies
 
-    Every sixth is test data.
-    """
+
+@cache
+def _enlarged() -> tuple[Tensor, Tensor]:
+    """Scikit-learn's digits of 8x8 pixels, as 20x20 in a frame of 28x28 like those of MNIST; their labels."""
     from sklearn.datasets import load_digits  # a second of imports that only this needs
 
     images, labels = load_digits(return_X_y=True)
@@ -154,9 +159,7 @@ def _embedded_digits() -> Digits:
     large = weights @ small @ weights.T
     full = 19 * 19 * 16
     grey = torch.from_numpy(np.pad((2 * 255 * large + full) // (2 * full), ((0, 0), (4, 4), (4, 4))))
-    grey, labels = grey.to(torch.uint8), torch.from_numpy(labels).to(torch.uint8)
-    is_test = torch.arange(len(grey)) % 6 == 5
-    return Digits(grey[~is_test], labels[~is_test], grey[is_test], labels[is_test])
+    return grey.to(torch.uint8), torch.from_numpy(labels).to(torch.uint8)
 
 
 DATASETS = {  # one row per data set, read by configurations, notebooks and pages

@@ -1,5 +1,6 @@
 """Settings shared by all tests."""
 
+import gc
 import os
 from functools import partial
 
@@ -11,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 torch.set_num_threads(1)  # the tests' tensors are small; more threads only wait for each other
 
 # The same examples every time, and no time limit: a failure can be repeated, a busy machine causes none.
-settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=100)
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("repeatable")
 
 
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(config, items):
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: to look through them for garbage takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 class Scheduling(LoadScopeScheduling):

@@ -14,9 +14,8 @@ SMALLER = {  # and what is trained all the same
     "02_gmm": {'small = {"num_iterations": 300,': 'small = {"num_iterations": 30,'},
     "03_vae": {},
     "04_air": {
-        "num_iterations=300,": "num_iterations=30,",
         "batch_size=32,": "batch_size=2,",
-        "train_live(dream_iterations=200)": "train_live(dream_iterations=20)",
+        "dream_iterations=200, num_iterations=300)": "dream_iterations=20, num_iterations=30)",
         "for iteration, when in stages.items():": "for iteration, when in ():",
         "pixels[:1000], 50,": "pixels[:1000], 5,",
     },

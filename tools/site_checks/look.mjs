@@ -25,12 +25,18 @@ const rules = Object.fromEntries(given.ignore.map((rule) => [rule, { enabled: fa
 
 // axe-core looks at the colours of every token of code and every part of a formula, which takes most of its time.
 // One token of each kind is enough: the words of others go into the token before.  (What is no token keeps its
-// place.)  So are the parameters of some signatures.  What is folded is not looked at.  Formulas are drawn beside the
-// MathML that readers of the screen hear; the drawing goes.
+// place.)  So are the parameters of some signatures, and one row of a kind in all tables.  What is folded is not
+// looked at.  Formulas are drawn beside the MathML that readers of the screen hear; the drawing goes.
 function leaveLessToLookAt() {
   for (const drawing of document.querySelectorAll("mjx-math")) drawing.remove();
   const parameters = [...document.querySelectorAll("dt.sig em")].slice(10);
   for (const parameter of parameters) parameter.textContent = parameter.textContent;
+  const kinds = new Set();
+  for (const row of document.querySelectorAll("tbody tr")) {
+    const kind = [...row.querySelectorAll("*")].map((part) => part.localName + part.className + part.style.cssText).join();
+    if (kinds.has(kind)) row.remove();
+    kinds.add(kind);
+  }
   const shown = (block) => block.checkVisibility(), all = [...document.querySelectorAll("pre")];
   const seen = new Set(), blocks = all.filter(shown), folded = all.filter((block) => !shown(block));
   for (const block of folded) block.textContent = "";
