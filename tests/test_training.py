@@ -259,10 +259,10 @@ def test_metrics_are_what_they_say():
 
 def test_ww_from_the_near_start_with_many_particles_learns():
     config = small(
-        "ww", num_particles=20, num_iterations=300, init="near", learning_rate=0.03, batch_size=100
+        "ww", num_particles=20, num_iterations=600, init="near", learning_rate=0.02, batch_size=100
     )
     curves = Trainer(gmm.problem(config), range(2), compiled=False).train()
-    for metric, factor in {"prior_l2": 0.5, "posterior_l2": 0.8, "kl_p_q": 0.5}.items():
+    for metric, factor in {"prior_l2": 0.3, "posterior_l2": 0.8, "kl_p_q": 0.5}.items():
         assert (curves[metric][:, -1] < factor * curves[metric][:, 0]).all()
 
 

@@ -366,7 +366,7 @@ def test_more_evaluation_particles_need_no_training(tmp_path, monkeypatch):
 def test_a_run_that_trains_otherwise_starts_afresh(tmp_path):
     config = tiny(num_runs=1)
     run(config, tmp_path)
-    others = [{"learning_rate": 2e-3}, {"method": "vae"}]
+    others = [{"seed": 2}, {"learning_rate": 2e-3}, {"num_particles": 3}, {"method": "vae"}]
     for count, changes in enumerate(others, start=2):
         run(replace(config, **changes), tmp_path)
         assert len(checkpoints(tmp_path)) == count

@@ -31,10 +31,11 @@ function leaveLessToLookAt() {
   for (const drawing of document.querySelectorAll("mjx-math")) drawing.remove();
   const parameters = [...document.querySelectorAll("dt.sig em")].slice(10);
   for (const parameter of parameters) parameter.textContent = parameter.textContent;
-  const kinds = new Set();
-  for (const row of document.querySelectorAll("tbody tr")) {
-    const kind = [...row.querySelectorAll("*")].map((part) => part.localName + part.className + part.style.cssText).join();
-    if (kinds.has(kind)) row.remove();
+  const rows = [...document.querySelectorAll("tbody tr")], kinds = new Set();
+  const kindsOfRows = rows.map((row) => [row, ...row.querySelectorAll("*")].map((part) =>
+    part.localName + part.className + part.style.cssText).join() + getComputedStyle(row).backgroundColor);
+  for (const [index, kind] of kindsOfRows.entries()) {
+    if (kinds.has(kind)) rows[index].remove();
     kinds.add(kind);
   }
   const shown = (block) => block.checkVisibility(), all = [...document.querySelectorAll("pre")];
