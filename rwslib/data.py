@@ -1,4 +1,4 @@
-"""Data sets: MNIST by checksum, the digits that come with scikit-learn, and binarisation.
+"""Data sets: MNIST by checksum, small digits that come with the library, and binarisation.
 
 MNIST is read from ``$RWSLIB_DATA/mnist`` or, without that variable, from the user's cache folder,
 where ``fetch`` puts it; files that other libraries left there are found, too.  Nothing falls back
@@ -40,6 +40,7 @@ CHECKSUMS = {  # SHA-256 of the uncompressed files
 }
 LAYOUTS = ("mnist", "MNIST/raw", "MNIST", "mnist/MNIST/raw", "")  # folders; the second is torchvision's
 TIMEOUT_SECONDS = 20.0
+EMBEDDED = Path(__file__).with_name("digits.csv.gz")
 CANVAS = 50  # side of a multi-digit scene
 NUM_SCENES = {"train": 60_000, "test": 10_000}
 MOST_PLACINGS = 1000  # of a pair of digits; even where one in fifty fits, that is enough
@@ -148,11 +149,13 @@ def _embedded_digits() -> Digits:
 
 @cache
 def _enlarged() -> tuple[Tensor, Tensor]:
-    """Scikit-learn's digits of 8x8 pixels, as 20x20 in a frame of 28x28 like those of MNIST; their labels."""
-    from sklearn.datasets import load_digits  # a second of imports that only this needs
+    """Digits of 8x8 pixels, as 20x20 in a frame of 28x28 like those of MNIST; their labels.
 
-    images, labels = load_digits(return_X_y=True)
-    small = images.astype(np.int64).reshape(-1, 8, 8)  # 0 to 16
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
+    Repository (1998), https://doi.org/10.24432/C50P49, CC BY 4.0: its test set, as in scikit-learn.
+    """
+    rows = np.loadtxt(EMBEDDED, dtype=np.int64, delimiter=",")  # 64 pixels from 0 to 16, and the label
+    small, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     # Bilinear, in whole numbers so that halves round up on every machine: pixel i of 20 reads the
     # small image at 7i/19, and weights are multiples of 1/19.
     weights = (19 - np.abs(7 * np.arange(20)[:, None] - 19 * np.arange(8))).clip(0)

@@ -3,6 +3,7 @@
 tools/build_book.py names it to Jupyter Book.
 """
 
+import gc
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -144,6 +145,7 @@ def skip_repetitions(app: Sphinx, kind: str, name: str, member: Any, skip: bool,
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to the build."""
+    gc.set_threshold(200_000)  # pages are many objects, little of them garbage: looking for it takes a while
     app.connect("autodoc-skip-member", skip_repetitions)
     app.add_post_transform(LinkNames)
     app.add_post_transform(LinkClaims)

@@ -3,7 +3,8 @@ const WIDE = ".bd-content :is(pre, .picture, .pst-scrollable-table-container, .w
 
 function mark(box) {
   box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
-  if (box.matches(".picture") && box.scrollWidth > box.clientWidth) box.tabIndex = 0; // for the arrow keys
+  // For the arrow keys.  The theme does so, too, but once, and later: formulas make tables wider.
+  if (box.scrollWidth > box.clientWidth && !box.matches(".math")) box.tabIndex = 0;
 }
 
 addEventListener("DOMContentLoaded", () => {

@@ -1,10 +1,10 @@
 // Looks at pages of the built site in Chromium, and prints of each what is wrong with it or what it weighs.
 //
 // Standard input: {"chromium": path, "site": address, "pages": {path: selector of what must appear}, "views":
-// [[pixels wide, "light" or "dark"]], "ignore": [rule of axe-core]}.  All as JSON.  A page is loaded in the first
-// view.  Two views, with another width and another theme, see what depends on either.  axe-core takes most of
-// the time: it looks at a page in the last view, at the next page in the first.  Without views a page is loaded
-// and weighed.
+// [[pixels wide, "light" or "dark"]], "ignore": [rule of axe-core]}.  All as JSON.  Two views, with another width
+// and another theme, see what depends on either.  A page is loaded in one view and goes on to the other, where
+// axe-core, which takes most of the time, looks at it; the next page the other way round.  Without views a page
+// is loaded and weighed.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { gzipSync } from "node:zlib";
@@ -16,7 +16,7 @@ const browser = await chromium.launch({
   executablePath: given.chromium,
   args: ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
-const context = await browser.newContext({ viewport: { width: given.views[0]?.[0] ?? 1400, height: 900 } });
+const context = await browser.newContext({ viewport: { width: 1400, height: 900 } });
 context.setDefaultTimeout(120_000);
 
 // The header of a column may be a formula, whose MathML axe-core does not take for text.
@@ -70,38 +70,48 @@ async function weight(response) {
   return known.get(url);
 }
 
-async function look(path, number) {
-  const page = await context.newPage();
-  const problems = [], weights = [];
+async function openTab() {
+  const page = await context.newPage(), seen = {};
   page.on("console", (message) => {
     const unasked = message.location().url.endsWith("/favicon.ico"); // by the page that only forwards
-    if (["error", "warning"].includes(message.type()) && !unasked) problems.push(`console: ${message.text()}`);
+    const bad = ["error", "warning"].includes(message.type()) && !unasked;
+    if (bad) seen.problems.push(`console: ${message.text()}`);
   });
-  page.on("pageerror", (error) => problems.push(`error: ${error.message}`));
+  page.on("pageerror", (error) => seen.problems.push(`error: ${error.message}`));
   page.on("request", (request) => {
-    const url = request.url();
-    if (!url.startsWith(given.site) && !/^(data|blob):/.test(url)) problems.push(`another host: ${url}`);
+    const url = request.url(), here = url.startsWith(given.site) || /^(data|blob):/.test(url);
+    if (!here) seen.problems.push(`another host: ${url}`);
   });
-  if (!given.views.length) page.on("response", (response) => weights.push(weight(response)));
+  if (!given.views.length) page.on("response", (response) => seen.weights.push(weight(response)));
+  return { page, seen };
+}
+
+async function look({ page, seen }, path, number) {
+  const problems = [], weights = [];
+  Object.assign(seen, { problems, weights });
+  const views = number % 2 ? given.views.toReversed() : given.views;
+  if (views.length) await show(page, views[0]);
   await page.goto(given.site + path, { waitUntil: "networkidle" });
   const shows = given.pages[path];
   await page.waitForSelector(shows).catch(() => problems.push(`does not show ${shows}`));
   await page.evaluate(() => globalThis.setFormulas?.()); // all, also those that nobody has scrolled to
   const bytes = (await Promise.all(weights)).reduce((sum, part) => sum + part, 0);
 
-  if (given.views.length) await lookThrough(page, number, problems);
-  await page.close();
+  if (views.length) await lookThrough(page, views, problems);
   return { bytes, problems };
 }
 
-async function lookThrough(page, number, problems) {
+async function show(page, [width, theme]) {
+  await page.setViewportSize({ width, height: 900 });
+  await page.emulateMedia({ colorScheme: theme }); // which the page follows
+}
+
+async function lookThrough(page, views, problems) {
   await page.addStyleTag({ content: "* { transition: none !important }" }); // no colours half way
   const problem = ([width, theme], words) => problems.push(`${width} pixels wide, ${theme}: ${words}`);
-  const views = number % 2 ? given.views.toReversed() : given.views;
   for (const view of views) {
-    const [width, theme] = view;
-    await page.setViewportSize({ width, height: 900 });
-    await page.emulateMedia({ colorScheme: theme }); // which the page follows
+    const theme = view[1];
+    await show(page, view);
     await page.waitForSelector(`html[data-theme=${theme}]`, { timeout: 5000 }).catch(() => {});
     const seen = await page.evaluate(async () => {
       await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // marks are set
@@ -134,7 +144,8 @@ async function lookThrough(page, number, problems) {
 
 const results = {}, left = Object.keys(given.pages);
 async function lookOn() {
-  for (let path; (path = left.pop()); ) results[path] = await look(path, left.length);
+  const tab = await openTab(); // one for many pages: a new one takes a second
+  for (let path; (path = left.pop()); ) results[path] = await look(tab, path, left.length);
 }
 await Promise.all([lookOn(), lookOn()]); // while one page waits for its network, the other works
 await browser.close();
