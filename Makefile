@@ -10,8 +10,8 @@ BROWSER_STAMP := tools/site_checks/node_modules/.stamp
 # The committed notebooks show published records only, whatever else was run here.
 PUBLISHED_ONLY := RWSLIB_RESULTS="$(CURDIR)/_build/no-results"
 
-# Two processes of one thread each are faster here than one process of two threads.  The notebooks come first,
-# each whole, then the slow tests (tests/conftest.py): what is short lets both end at the same time.
+# Two processes of one thread each are faster here than one process of two threads.  tests/conftest.py says
+# what comes first.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 300 notebooks
 

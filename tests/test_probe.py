@@ -330,6 +330,23 @@ def test_one_after_the_other_it_trains_by_its_seed_alone(name):
     assert random.getstate() == before[2]
 
 
+def test_networks_start_by_their_seed_whatever_generator_they_draw_from():
+    class Scaled(GaussianNetwork):
+        def __init__(self):
+            super().__init__()
+            scale = np.random.random() + random.random() + torch.rand(()).item()  # noqa: NPY002
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+    def starts():
+        return Trainer(problem(q=Scaled), [0, 1], compiled=False).params["parts.q.scale"]
+
+    first, state = starts(), random.getstate()
+    np.random.seed(3)  # noqa: NPY002
+    assert torch.equal(first, starts())
+    assert first[0] != first[1]
+    assert random.getstate() == state
+
+
 def test_replicates_and_steps_draw_other_numbers_from_global_generators():
     seen = []
 

@@ -173,8 +173,7 @@ def build(problem: Problem, replicates: Sequence[int]) -> tuple[nn.ModuleDict, l
     """The modules of the last replicate, and what all of them start from, named as in ``Objective``."""
     starts = []
     for replicate in replicates:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_for(problem.seed, replicate))
+        with global_generators(seed_for(problem.seed, replicate), problem.device):
             built = problem.build()
             if not (isinstance(built, Mapping) and all(isinstance(p, nn.Module) for p in built.values())):
                 got = probe.describe(built)

@@ -39,8 +39,9 @@ class Problem:
     Attributes:
         method: row of ``rwslib.methods.METHODS``.
         build: makes the modules of one replicate, ``{"p": ..., "q": ...}`` and, where the method
-            has one, ``"control_variate"``; initialised from PyTorch's global generator.  What they must
-            offer is in ``rwslib.protocols``.  Parameters with ``requires_grad`` False stay as they are.
+            has one, ``"control_variate"``; PyTorch's, NumPy's and Python's global generators are seeded
+            for it.  What they must offer is in ``rwslib.protocols``.  Parameters with ``requires_grad``
+            False stay as they are.
         draw_batch: one batch ``x [B, ...]`` from a noise source and ``rows [B]``, the data's turn in
             this epoch (empty where ``epoch`` is None); a tensor, or a tree of them (``rwslib.trees``).
         evaluate: metrics of the curves, called as ``evaluate(networks)`` with ``training.Networks``; every
