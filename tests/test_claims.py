@@ -323,8 +323,12 @@ def test_the_finding_of_the_first_page_takes_its_numbers_and_its_direction_from_
     runs |= {("ww", 20): record(0.02), ("vimco", 20): record(0.05), ("ww", 2): record(0.5, support=6)}
     assert headline(runs) == (
         "With 20 particles, wake-wake (WW) learns the mixture to an error of 0.020 and VIMCO to 0.050, and "
-        "WW's inference network ends 2.5 times closer to the posterior; with 2, WW keeps 6 of the 20 "
-        "categories, VIMCO 17, and δ-WW 20."
+        "WW's inference network ends 2.5 times closer to the posterior than VIMCO's; with 2, WW keeps 6 of "
+        "the 20 categories, VIMCO 17, and δ-WW 20."
+    )
+    runs["ww", 20] = record(0.05)
+    assert headline(runs).startswith(
+        "With 20 particles, wake-wake (WW) and VIMCO both learn the mixture to an error of 0.050, and WW's"
     )
     runs["ww", 20] = record(0.1)
     assert "ends 2.0 times farther from the posterior" in headline(runs)

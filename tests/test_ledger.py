@@ -126,7 +126,7 @@ def test_a_claim_of_the_abstract_has_the_effects_of_its_parts(stage):
 
 def test_a_bar_has_its_numbers_in_words_and_in_proportion():
     bar = ledger.bar({"agrees": 3, "contradicts": 1, "open": 0})
-    assert 'aria-label="Effects: 3 agree and 1 contradict"' in bar
+    assert 'aria-label="Effects: 3 agree and 1 contradicts"' in bar
     assert re.findall(r'class="(\w+)" style="flex-grow:(\d)"', bar) == [("agrees", "3"), ("contradicts", "1")]
     assert ledger.bar({"not run": 2}) == ""
 

@@ -118,7 +118,7 @@ def test_sides_in_words(effects, words):
 
 def test_a_finding_is_one_sentence_of_its_effects():
     found = {name: effect(*ends, setting=name) for name, ends in {"a": (1, 0.5, 2), "b": (3, 2, 4)}.items()}
-    assert finding(found) == "All 2 agree, +1 (a) to +3 (b)."
+    assert finding(found) == "Both agree, +1 (a) to +3 (b)."
     found["c"] = effect(-200.4, -300, -100, setting="c")
     found["d"] = effect(math.nan, math.nan, math.nan, setting="d")
     assert finding(found) == (
@@ -245,6 +245,19 @@ def test_lengthening_is_a_reason_where_it_brought_the_effect_closer(keep):
     said = why(claims, "VAE-7b")["no cause found"]
     assert "WW above WWS, K 8, −1 (with 40: +2)" in said
     assert "121 of the paper's 3,280 epochs" in said
+
+
+def test_what_nothing_explains_still_says_how_short_the_runs_are(keep):
+    spread = np.array([-0.3, 0.3])
+
+    def stored(method, kl):
+        metrics = {"log_marginal": spread - 90, "kl_q_p": kl + spread, "active_units": np.full(2, 25.0)}
+        metrics |= {"train_bound": np.random.default_rng(0).standard_normal((2, 41))}
+        return keep(VAEConfig(method, 8, num_stages=5, num_runs=2), **metrics)
+
+    claims = vae_claims({(m, 8): stored(m, kl) for m, kl in {"ww": 6.0, "wws": 7.0}.items()})
+    said = why(claims, "VAE-7b")["no cause found"]
+    assert "though the runs have 121 of the paper's 3,280 epochs: WW above WWS, K 8, −1." in said
 
 
 # -- what leaves the notebook ------------------------------------------------------------------------

@@ -97,12 +97,15 @@ def findings(atlas: Atlas) -> str:
 
     few_many, last = (2, 100), len(STEPS) - 1
     wrong = atlas["choice"]["wrongness"]
+    signal = [
+        value(atlas, "choice", "vimco", "signal", K) for K in atlas["choice"]["rows"]["vimco"]["particles"]
+    ]
     return "\n".join(
         [
             f"- On a choice, from $K = {few_many[0]}$ to ${few_many[1]}$, WW's bias "
             f"{change('ww', 'bias', few_many)}, and its signal-to-noise ratio "
             f"{change('ww', 'signal', few_many)}. VIMCO {bias_in_words(atlas, 'vimco')}, and its ratio "
-            f"{change('vimco', 'signal', few_many)}.",
+            f"stays between {digits(min(signal))} and {digits(max(signal))}.",
             f"- How wrong $q$ is matters, too: from {digits(wrong[CHAPTERS_Q['choice']])} to "
             f"{digits(wrong[last])} nats, WW's bias at $K = 10$ {change('ww', 'bias', (10, 10), last)}, "
             f"and that of δ-WW {change('dww', 'bias', (10, 10), last)}.",
@@ -132,7 +135,7 @@ def ovis_finding(atlas: Atlas) -> str:
         f"OVIS {bias_in_words(atlas, 'ovis')}. Its ratio is {digits(ratio('ovis', first))} beside VIMCO's "
         f"{digits(ratio('vimco', first))} at $K = {first}$, and {digits(ratio('ovis', last))} beside "
         f"{digits(ratio('vimco', last))} at $K = {last}$; it is ahead in {len(more)} of "
-        f"{len(particles) * len(lines)} places of the atlas."
+        f"{len(particles) * len(lines)} pairs of $K$ and $q$ in the atlas."
     )
 
 

@@ -38,7 +38,12 @@ SAID = {  # of one claim, and of several
     "open": ("is open", "are open"),
     "not run": ("was not run", "were not run"),
 }
-WORDS = {"agrees": "agree", "tie": "tie", "open": "open", "contradicts": "contradict"}  # below a bar
+WORDS = {  # below a bar: of one effect, and of several
+    "agrees": ("agrees", "agree"),
+    "tie": ("tie", "ties"),
+    "open": ("open", "open"),
+    "contradicts": ("contradicts", "contradict"),
+}
 Entry = dict[str, Any]  # a claim as `rwslib.report.claims.export` writes it
 
 
@@ -72,7 +77,7 @@ def sum_up(name: str, claims: Mapping[str, Entry]) -> Entry:
         for kind in dict.fromkeys(reason["kind"] for reason in entry["reasons"]):
             kinds.setdefault(kind, []).append(part)
     found = [effect["side"] for effect in effects]
-    told = [f"{found.count(side)} {word}" for side, word in WORDS.items() if side in found]
+    told = in_numbers(Counter(found))
     return {
         "source": "abstract",
         "says": SUMS[name],
@@ -119,12 +124,17 @@ def sides(entries: Iterable[Entry]) -> Counter:
     return Counter(effect["side"] for entry in entries for effect in entry["effects"])
 
 
+def in_numbers(counts: Mapping[str, int]) -> list[str]:
+    """How many effects are on each side: "3 agree", "1 contradicts"."""
+    return [f"{counts[side]} {words[counts[side] > 1]}" for side, words in WORDS.items() if counts.get(side)]
+
+
 def bar(counts: Mapping[str, int]) -> str:
     """A stacked bar of effects by side, with its numbers for those who do not see it; nothing without any."""
     shown = {side: counts[side] for side in WORDS if counts.get(side)}
     if not shown:
         return ""
-    words = listed(f"{count} {WORDS[side]}" for side, count in shown.items())
+    words = listed(in_numbers(shown))
     parts = "".join(f'<i class="{side}" style="flex-grow:{count}"></i>' for side, count in shown.items())
     return f'<span class="claim-bar" role="img" aria-label="Effects: {words}" title="{words}">{parts}</span>'
 

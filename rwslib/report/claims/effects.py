@@ -110,9 +110,11 @@ QUANTITIES = {
     "log roughness of the curve": Quantity("", math.log(1.1), "ten per cent of roughness", log_curve_noise),
     "log evidence of scenes": Quantity("nats", 1, _SCENES, metric("log_marginal")),
     "divergence on scenes": Quantity("nats", 1, _SCENES, metric("kl_q_p")),
-    "counts that are right": Quantity("", 0.01, "one scene of a hundred", metric("count_accuracy_sample")),
+    "counts that are right": Quantity(
+        "of the scenes", 0.01, "one scene of a hundred", metric("count_accuracy_sample")
+    ),
     "distance of pixel values": Quantity(
-        "", 0.01, "less than three of 255 levels of grey", metric("pixel_distance")
+        "of full intensity", 0.01, "less than three of 255 levels of grey", metric("pixel_distance")
     ),
 }
 
@@ -299,7 +301,9 @@ def in_words(effects: Effects) -> str:
     if not parts:
         return "not run"
     number, what = parts[0].split(" ", 1)
-    return f"its one effect {what}" if number == "1" else f"all {number} effects {what}"
+    if number == "1":
+        return f"its one effect {what}"
+    return f"{'both' if number == '2' else f'all {number}'} effects {what}"
 
 
 def number(value: float, sign: bool = True) -> str:

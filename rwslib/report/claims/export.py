@@ -40,8 +40,10 @@ def finding(effects: Effects) -> str:
     for side, words in FOUND.items():
         if found := [effect for effect in run if effect.side == side]:
             parts.append(f"{len(found)} {words[len(found) > 1]}, {extremes(found)}")
-    lead = "All" if len(parts) == 1 else f"Of {len(run)} effects"
-    return f"{lead} {'; '.join(parts)}{tail}"
+    lead = "" if len(parts) == 1 else f"Of {len(run)} effects "
+    if not lead:
+        parts[0] = f"Both {parts[0].removeprefix('2 ')}" if len(run) == 2 else f"All {parts[0]}"
+    return f"{lead}{'; '.join(parts)}{tail}"
 
 
 def claims_table(claims: Mapping[str, Claim]) -> str:

@@ -170,7 +170,7 @@ def few_replicates(effects: Iterable[Effect]) -> Iterator[Reason]:
             f"instead of {effect.replicates:.0f}"
             for effect in spread
         ]
-        says = f"Replicates that would decide, value and spread as they are: {some(phrases)}."
+        says = f"So many replicates would decide, if value and spread stayed as they are: {some(phrases)}."
         yield Reason(FEW, says, settings(spread))
 
 
@@ -190,15 +190,19 @@ def too_small(effects: Iterable[Effect]) -> Iterator[Reason]:
         yield Reason(SMALL, says, settings(small))
 
 
-def lengthened(evidence: Evidence, shorter: Evidence) -> tuple[str, str, str] | None:
-    """What share of the paper's length was run, how long the runs are, and how long the shorter ones."""
-    config = next(iter(evidence.runs.values())).config
-    row = EXPERIMENTS[config["experiment"]]
-    paper, unit, now, length = row.paper_length, row.unit, row.length(config), row.length
-    before = length(next(iter(shorter.runs.values())).config)
-    if paper is None or now >= paper:
+def length_of(evidence: Evidence) -> int | None:
+    """How long the runs are; None where they are no runs of an experiment."""
+    config = next((record.config for record in evidence.runs.values()), {})
+    return EXPERIMENTS[config["experiment"]].length(config) if "experiment" in config else None
+
+
+def share_of_the_paper(evidence: Evidence) -> str | None:
+    """What share of the paper's length was run; None where that is all or not known."""
+    if (now := length_of(evidence)) is None:
         return None
-    return f"{now:,} of the paper's {paper:,} {unit}", f"{now:,}", f"{before:,}"
+    row = EXPERIMENTS[next(iter(evidence.runs.values())).config["experiment"]]
+    paper = row.paper_length
+    return None if paper is None or now >= paper else f"{now:,} of the paper's {paper:,} {row.unit}"
 
 
 def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: Other) -> Iterator[Reason]:
@@ -210,10 +214,11 @@ def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: O
         and effect.setting in before
         and effect.value - before[effect.setting].value > effect.smallest
     ]
-    if closer and (words := lengthened(evidence, row.evidence)):
-        share, now, short = words
+    if closer and (share := share_of_the_paper(evidence)):
+        now, short = length_of(evidence), length_of(row.evidence)
         phrases = [f"{e.setting}, {number(before[e.setting].value)} to {number(e.value)}" for e in closer]
-        says = f"The runs have {share}. From {short} to {now} it moved towards the paper: {some(phrases)}."
+        change = f"From {short:,} to {now:,} it moved towards the paper: {some(phrases)}."
+        says = f"The runs have {share}. {change}"
         yield Reason(SHORT, says, settings(closer))
 
 
@@ -230,14 +235,14 @@ def explained(undecided: Sequence[Effect], new: Effects, row: Other) -> Iterator
 
 def unexplained(effects: Sequence[Effect], before: Effects, evidence: Evidence, row: Other | None) -> Reason:
     """What contradicts the paper though nothing that is recorded changes it."""
-    words = lengthened(evidence, row.evidence) if row else None
+    share, short = share_of_the_paper(evidence), length_of(row.evidence) if row else None
     phrases = [
         f"{e.setting}, {number(e.value)}"
-        + (f" (with {words[2]}: {number(before[e.setting].value)})" if words and e.setting in before else "")
+        + (f" (with {short:,}: {number(before[e.setting].value)})" if share and e.setting in before else "")
         for e in effects
     ]
-    share = f", though the runs have {words[0]}" if words else ""
-    return Reason(UNKNOWN, f"No record explains it{share}: {some(phrases)}.", settings(effects))
+    though = f", though the runs have {share}" if share else ""
+    return Reason(UNKNOWN, f"No record explains it{though}: {some(phrases)}.", settings(effects))
 
 
 def reasons(

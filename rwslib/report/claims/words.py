@@ -52,10 +52,16 @@ def headline(runs: Runs) -> str:
     ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
     times = f"{ratio:.1f} times closer to" if ratio > 1 else f"{1 / ratio:.1f} times farther from"
     kept = [f"{median('support_size', method, few):.0f}" for method in ("ww", "vimco", "dww")]
+    one, other = models
+    learns = (
+        f"wake-wake (WW) and VIMCO both learn the mixture to an error of {one}"
+        if one == other
+        else f"wake-wake (WW) learns the mixture to an error of {one} and VIMCO to {other}"
+    )
     return (
-        f"With {many} particles, wake-wake (WW) learns the mixture to an error of {models[0]} and VIMCO "
-        f"to {models[1]}, and WW's inference network ends {times} the posterior; with {few}, WW keeps "
-        f"{kept[0]} of the {NUM_CATEGORIES} categories, VIMCO {kept[1]}, and δ-WW {kept[2]}."
+        f"With {many} particles, {learns}, and WW's inference network ends {times} the posterior than "
+        f"VIMCO's; with {few}, WW keeps {kept[0]} of the {NUM_CATEGORIES} categories, VIMCO {kept[1]}, and "
+        f"δ-WW {kept[2]}."
     )
 
 
