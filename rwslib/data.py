@@ -136,12 +136,12 @@ def check_images(name: str, images: Tensor) -> None:
 
 
 def _mnist() -> Digits:
-    """60 000 + 10 000 images (LeCun et al. 1998)."""
+    """60,000 + 10,000 images (LeCun et al. 1998)."""
     return Digits(*(torch.from_numpy(_idx(_read(file)[1])) for file in CHECKSUMS))
 
 
 def _embedded_digits() -> Digits:
-    """1 797 real handwritten digits, of which every sixth is test data."""
+    """1797 real handwritten digits, of which every sixth is test data."""
     grey, labels = _enlarged()
     is_test = torch.arange(len(grey)) % 6 == 5
     return Digits(grey[~is_test], labels[~is_test], grey[is_test], labels[is_test])  # copies
@@ -319,7 +319,7 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
     Args:
         name: data set that the digits come from.
         split: "train" or "test".
-        num: how many, at least 1; None is 60 000 for training and 10 000 for testing.
+        num: how many, at least 1; None is 60,000 for training and 10,000 for testing.
         seed: a whole number from 0.
 
     Raises:

@@ -43,7 +43,7 @@ class VAEConfig:
         method: a name in ``rwslib.methods.usable(*OFFERS)``.
         num_particles: the number K of particles.
         dataset: "mnist" or "digits", see ``rwslib.data``.
-        num_stages: stage i = 0, 1, ... has 3**i epochs; the paper's 8 stages are 3 280 epochs.
+        num_stages: stage i = 0, 1, ... has 3**i epochs; the paper's 8 stages are 3,280 epochs.
         num_runs: replicates, trained together, independent of each other.
         batch_size: images in a step.
         learning_rate: of Adam in the first stage; falls to a tenth over 8 stages, by equal factors rounded
