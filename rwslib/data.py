@@ -1,8 +1,7 @@
 """Data sets: MNIST by checksum, small digits that come with the library, and binarisation.
 
 MNIST is read from ``$RWSLIB_DATA/mnist`` or, without that variable, from the user's cache folder,
-where ``fetch`` puts it; files that other libraries left there are found, too.  Nothing falls back
-silently: a run says which data set it uses.
+where ``fetch`` puts it; files that other libraries left there are found, too.  Nothing falls back.
 """
 
 import gzip
@@ -156,8 +155,7 @@ def _enlarged() -> tuple[Tensor, Tensor]:
     """
     rows = np.loadtxt(EMBEDDED, dtype=np.int64, delimiter=",")  # 64 pixels from 0 to 16, and the label
     small, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
-    # Bilinear, in whole numbers so that halves round up on every machine: pixel i of 20 reads the
-    # small image at 7i/19, and weights are multiples of 1/19.
+    # Bilinear, in whole numbers, so that halves round up everywhere: pixel i reads the small one at 7i/19.
     weights = (19 - np.abs(7 * np.arange(20)[:, None] - 19 * np.arange(8))).clip(0)
     large = weights @ small @ weights.T
     full = 19 * 19 * 16
