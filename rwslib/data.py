@@ -1,7 +1,8 @@
 """Data sets: MNIST by checksum, small digits that come with the library, and binarisation.
 
 MNIST is read from ``$RWSLIB_DATA/mnist`` or, without that variable, from the user's cache folder,
-where ``fetch`` puts it; files that other libraries left there are found, too.  Nothing falls back.
+where ``fetch`` puts it; files that other libraries left there are found, too.
+Nothing falls back silently: a run says which data set it uses.
 """
 
 import gzip
@@ -157,10 +158,9 @@ def _enlarged() -> tuple[Tensor, Tensor]:
     small, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     # Bilinear, in whole numbers, so that halves round up everywhere: pixel i reads the small one at 7i/19.
     weights = (19 - np.abs(7 * np.arange(20)[:, None] - 19 * np.arange(8))).clip(0)
-    large = weights @ small @ weights.T
-    full = 19 * 19 * 16
-    grey = torch.from_numpy(np.pad((2 * 255 * large + full) // (2 * full), ((0, 0), (4, 4), (4, 4))))
-    return grey.to(torch.uint8), torch.from_numpy(labels).to(torch.uint8)
+    large, full = weights @ small @ weights.T, 19 * 19 * 16
+    grey = np.pad((2 * 255 * large + full) // (2 * full), ((0, 0), (4, 4), (4, 4)))
+    return torch.from_numpy(grey).to(torch.uint8), torch.from_numpy(labels).to(torch.uint8)
 
 
 DATASETS = {  # one row per data set, read by configurations, notebooks and pages

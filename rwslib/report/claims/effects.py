@@ -293,6 +293,11 @@ def counts(effects: Effects) -> dict[str, int]:
     return {side: found[side] for side in SIDES}
 
 
+def all_of(number: int) -> str:
+    """So many and no more, in words: "both", "all 3"."""
+    return "both" if number == 2 else f"all {number}"
+
+
 def in_words(effects: Effects) -> str:
     """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
     parts = [f"{count} {SIDES[side][count > 1]}" for side, count in counts(effects).items() if count]
@@ -300,10 +305,8 @@ def in_words(effects: Effects) -> str:
         return f"of {len(effects)} effects {listed(parts)}"
     if not parts:
         return "not run"
-    number, what = parts[0].split(" ", 1)
-    if number == "1":
-        return f"its one effect {what}"
-    return f"{'both' if number == '2' else f'all {number}'} effects {what}"
+    what = parts[0].split(" ", 1)[1]
+    return f"its one effect {what}" if len(effects) == 1 else f"{all_of(len(effects))} effects {what}"
 
 
 def number(value: float, sign: bool = True) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rwslib.records import published_dir
-from rwslib.report.claims.effects import QUANTITIES, Effect, Effects, number, with_interval
+from rwslib.report.claims.effects import QUANTITIES, Effect, Effects, all_of, number, with_interval
 from rwslib.report.claims.rules import VERDICTS, Claim
 
 CARRIED = "claims"  # where the metadata of the output of a chapter's cell of verdicts have the JSON
@@ -40,10 +40,9 @@ def finding(effects: Effects) -> str:
     for side, words in FOUND.items():
         if found := [effect for effect in run if effect.side == side]:
             parts.append(f"{len(found)} {words[len(found) > 1]}, {extremes(found)}")
-    lead = "" if len(parts) == 1 else f"Of {len(run)} effects "
-    if not lead:
-        parts[0] = f"Both {parts[0].removeprefix('2 ')}" if len(run) == 2 else f"All {parts[0]}"
-    return f"{lead}{'; '.join(parts)}{tail}"
+    if len(parts) > 1:
+        return f"Of {len(run)} effects {'; '.join(parts)}{tail}"
+    return f"{all_of(len(run)).capitalize()}{parts[0].removeprefix(str(len(run)))}{tail}"
 
 
 def claims_table(claims: Mapping[str, Claim]) -> str:
