@@ -116,7 +116,7 @@ serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for a
 bench: $(SWEEP_STAMP)  ## measure training, evaluation and sweeps on a quiet machine (ARGS="--only air" for a part)
 	$(PY) benchmarks/bench.py $(ARGS) --write book/results/benchmark.json
 
-atlas: $(STAMP)  ## measure bias and noise of all methods, about half an hour (ARGS="--only ww" for some)
+atlas: $(STAMP)  ## measure bias and noise of all methods, about a quarter of an hour (ARGS="--only ww" for some)
 	$(PY) -m rwslib.report.comparison --write book/results/atlas.json $(ARGS)
 
 clean:  ## remove the built book and the caches; keep .venv and results

@@ -235,7 +235,7 @@ def test_findings_change_with_the_numbers(stored):
     changed["choice"]["rows"]["vimco"]["bias"][at][-1] = 0.05
     assert "VIMCO has a bias of up to 5 %" in atlas.findings(changed)
     changed["choice"]["rows"]["ovis"]["signal"] = [[0.0] * 11] * len(comparison.STEPS)
-    assert "ahead in 0 of 77 pairs of $K$ and $q$ in the atlas." in atlas.findings(changed)
+    assert "to the farthest (4.5): 0, 0, 0, 0, 0, 0 and 0." in atlas.findings(changed)
 
 
 def test_what_to_take_has_the_most_signal_for_the_cost(stored):
@@ -247,7 +247,15 @@ def test_what_to_take_has_the_most_signal_for_the_cost(stored):
     values = changed["choice"]["rows"][last]
     values["signal"] = [[1e3] * len(values["particles"])] * len(comparison.STEPS)
     assert atlas.candidates(changed, situation)[0][1] == last
-    assert f"| **{atlas.title(last)}** | 1000 with K = 20" in atlas.take_this_when(changed)
+    assert f"| **{atlas.title(last)}** | 1000, K = 20" in atlas.take_this_when(changed)
+
+
+def test_methods_that_need_points_between_categories_take_part_only_where_there_are_some(stored):
+    for words, problem, _, _, _, latents, _ in atlas.SITUATIONS:
+        assert ("points" in words) == ("categorical" in latents), words
+        assert ("binary" in latents) <= (problem == "coin"), words
+    coin = ("", "coin", None, 20, "ELBO", atlas.COIN_BETWEEN, True)
+    assert {"reinmax", "muprop", "rloo"} <= {row for _, row, _ in atlas.candidates(stored, coin)}
 
 
 def test_tables_show_what_is_stored(stored):
@@ -256,6 +264,7 @@ def test_tables_show_what_is_stored(stored):
     noise = [atlas.digits(atlas.value(stored, "choice", "vimco", "noise", K)) for K in (2, 10)]
     assert line == f"| VIMCO | bound | 0 % | 0 % | {noise[0]} | {noise[1]} | 10 |"
     assert "KL(p, q)" in shown and "| RLOO | ELBO |" in shown
+    assert re.search(r"^\| REBAR \| bound \| 0 % ± \d+ % \|", shown, re.M)
 
 
 @needs_node

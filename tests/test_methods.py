@@ -123,7 +123,7 @@ def test_a_row_describes_its_function(name):
     )
     assert method.control_variate in (None, "regression", "variance")
     assert method.latent in ("any", "categorical", "binary", "reparameterisable")
-    assert method.follows in ("bound", "ELBO", "KL(p, q)", "dreams", "own")
+    assert method.follows in ("bound", "ELBO", "KL(p, q)", "dreams", "KL(p, q) and dreams", "own")
     assert method.cost
     assert method.function.__doc__
     assert method.function.__doc__.startswith("Ablation:") == (method.ablation is not None)

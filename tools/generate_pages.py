@@ -65,6 +65,7 @@ OBJECTIVES = {  # by ``Method.follows``
     "bound": "the bound of K particles",
     "KL(p, q)": "closeness to the posterior, on data",
     "dreams": "closeness to the posterior, on dreams",
+    "KL(p, q) and dreams": "both of these",
     "own": "an objective of its own",
 }
 
@@ -73,7 +74,7 @@ def way(method: Any) -> str:
     """How a method gets at the gradient of phi's objective."""
     if method.latent == "reparameterisable":
         return "path derivative"
-    if method.follows in ("KL(p, q)", "dreams"):
+    if method.follows in ("KL(p, q)", "dreams", "KL(p, q) and dreams"):
         return "samples as targets"
     if method.control_variate:
         return "score, trained baseline"
@@ -328,6 +329,8 @@ def main() -> None:
         ("methods.md", "atlas findings", lambda: atlas.findings(measured)),
         ("methods.md", "atlas data", lambda: atlas.figure_data(measured)),
         ("methods.md", "atlas error", lambda: atlas.largest_error(measured)),
+        ("methods.md", "choice distance", lambda: atlas.distance(measured, "choice")),
+        ("methods.md", "far distance", lambda: atlas.distance(measured, "choice", -1)),
         ("methods.md", "choice comparison", lambda: atlas.comparison(measured, "choice")),
         ("methods.md", "smooth comparison", lambda: atlas.comparison(measured, "smooth")),
         ("methods.md", "ovis signals", lambda: atlas.signals(measured)),

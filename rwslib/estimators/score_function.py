@@ -139,20 +139,21 @@ def relax_loss(
 ) -> Tensor:
     r"""RELAX and REBAR (Grathwohl et al. 2018, Tucker et al. 2017), paper section 2.2.
 
-    .. math:: (\log \hat Z - c(\tilde g)) \nabla_\phi \log Q + \nabla_\phi c(g) - \nabla_\phi c(\tilde g)
-              + \nabla \log \hat Z
+    .. math:: (\log \hat Z - c(\tilde\gamma)) \nabla_\phi \log Q_\phi + \nabla_\phi c(\gamma)
+              - \nabla_\phi c(\tilde\gamma) + \nabla \log \hat Z
 
-    Unbiased for any control variate c.
+    with :math:`Q_\phi = \prod_k q_\phi(z_k | x)`.  Unbiased for any control variate c.
 
     Args:
-        log_p, log_q: ``[K, B]``, at :math:`z_k = \arg\max g_k`, without path derivative.
-        c: ``[B]``, the control variate at the reparameterised Gumbel variates g.
+        log_p, log_q: ``[K, B]``, at :math:`z_k = \arg\max \gamma_k`, without path derivative.
+        c: ``[B]``, the control variate at the reparameterised Gumbel variates gamma.
         c_conditional: ``[B]``, the same at Gumbel variates drawn conditionally on z.
         c_bracket: ``[B]``, ``c_conditional`` once more, cut off from phi but not from the control
             variate's own parameters.  Only the objective that trains those needs it.
 
     Returns:
-        ``[B]``, at the cost of K samples, K evaluations of p and q, two of c.
+        ``[B]``, at the cost of K samples, K evaluations of p and q, and c at two sets of K Gumbel variates,
+        three where it is trained.
     """
     bound = -iwae_loss(log_p, log_q)
     if c_bracket is None:
@@ -169,7 +170,7 @@ def ovis_loss(log_p: Tensor, log_q: Tensor, gamma: float = 0.0) -> Tensor:
 
     with :math:`\hat Z_{-\ell}` the mean weight of the others.  At gamma 0, meant for a small effective
     sample size, it is unbiased.  At 1, meant for a large one, its expectation is the bound's gradient plus
-    the wake-phase update, exactly: in between it is so much of it.
+    the wake-phase update, exactly; in between, the bound's gradient plus gamma times that update.
 
     Args:
         log_p, log_q: ``[K, B]``, K >= 2, at particles without path derivative.

@@ -9,7 +9,8 @@ from rwslib.estimators.weights import log_evidence, normalized_weights
 def wake_theta_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""Wake phase for theta (section 3.1): ascend :math:`\sum_k v_k \nabla_\theta \log p_\theta(z_k, x)`.
 
-    Unbiased for the theta gradient of the K-particle bound; shared by all methods of the paper.
+    Unbiased for the theta gradient of the K-particle bound; shared by the paper's methods but
+    Concrete, whose theta follows the relaxed bound.
     No gradient reaches q.  The value is minus the bound.
 
     Args:

@@ -84,7 +84,7 @@ class AIRConfig:
         pixel_sd: standard deviation of the normal likelihood of grey pixels, as in Eslami et al. (2016);
             None is the paper's Bernoulli likelihood of binarised ones.
         center_weights: subtract 1/K from the wake-phi weights (ww); False if None.
-        delta: weight of the prior in the proposal (dww); 0.2 if None.
+        delta: weight of r in the proposal, uniform in the count, objects from the prior (dww); 0.2 if None.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
     """
 

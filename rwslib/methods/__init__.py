@@ -194,7 +194,7 @@ METHODS = {
         "bornschein2015reweighted",
         _DREAMS,
         ("#9467BD", "-"),
-        follows="dreams",
+        follows="KL(p, q) and dreams",
         options={"wake_weight": Option(0.5, 0, 1)},
     ),
     "dww": Method(
@@ -277,7 +277,7 @@ METHODS = {
         "DisARM",
         disarm,
         "dong2020disarm",
-        "K samples of q in pairs; K evaluations of p and q",
+        "K samples of q in pairs (K even); K evaluations of p and q",
         ("#E41A1C", "--"),
         follows="ELBO",
         latent="binary",
@@ -372,7 +372,7 @@ METHODS = {
         _K,
         ("#999999", ":"),
         min_particles=2,
-        ablation="the signal is the particle's own log-weight, and the mean over particles",
+        ablation="the learning signal is the particle's own log-weight, and the mean over particles",
     ),
     "dww_wrong_density": Method(
         "δ-WW, wrong density",

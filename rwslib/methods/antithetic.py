@@ -18,8 +18,11 @@ def antithetic_score(log_probs: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor
         uniform: ``[N, B]`` or ``[N, B, D]`` in (0, 1).
 
     Returns:
-        First and second coins as ``uniform``, int32, and ``[N, B]``, :math:`\sum_d (-1)^{\tilde b_d}
-        [b_d \ne \tilde b_d]\, \sigma(|\alpha_d|)\, \alpha_d` with phi's gradient in the last factor alone.
+        First coins b and second coins b' (as ``uniform``, int32), and their score ``[N, B]``
+
+        .. math:: \sum_d (-1)^{b'_d} [b_d \ne b'_d]\, \sigma(|\alpha_d|)\, \alpha_d
+
+        with alpha the log-odds and phi's gradient in the last factor alone.
     """
     logits = log_probs[..., 1] - log_probs[..., 0]
     first = uniform > torch.sigmoid(-logits.detach())

@@ -66,8 +66,8 @@ def over_latents(values: Tensor) -> Tensor:
 def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
     r"""Gumbel variates with the given locations, conditional on their arg max being z.
 
-    With :math:`E_c = -\log u_c`: :math:`\tilde g_z = -\log E_z` and
-    :math:`\tilde g_c = -\log(E_c / \pi_c + E_z)` elsewhere (Tucker et al. 2017, appendix C).
+    With :math:`E_c = -\log u_c`: :math:`\tilde\gamma_z = -\log E_z` and
+    :math:`\tilde\gamma_c = -\log(E_c / \pi_c + E_z)` elsewhere (Tucker et al. 2017, appendix C).
     Differentiable in ``log_probs``.
 
     Args:

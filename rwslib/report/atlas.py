@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from rwslib.methods import METHODS
+from rwslib.report.claims import listed
 from rwslib.report.comparison import MEANS, STEPS, VARIANTS, chosen, title
 from rwslib.report.markup import table
 from rwslib.report.plotting import method_style, shared_legend, use_style
@@ -41,6 +42,11 @@ def value(atlas: Atlas, problem: str, row: str, quantity: str, K: int, at: int |
     return found
 
 
+def distance(atlas: Atlas, problem: str, at: int | None = None) -> str:
+    """How wrong q is, in nats; the chapter's q by default."""
+    return digits(atlas[problem]["wrongness"][CHAPTERS_Q[problem] if at is None else at])
+
+
 def percent(share: float | None) -> str:
     """A share; empty where there is none."""
     if share is None:
@@ -67,11 +73,19 @@ def known_rows(atlas: Atlas, problem: str) -> list[str]:
     return sorted((row for row in atlas[problem]["rows"] if row in order), key=order.index)
 
 
+def bias_with_error(atlas: Atlas, problem: str, row: str, K: int) -> str:
+    """The bias for the chapter's q; one that counts as zero with its standard error, if it was sampled."""
+    found, stored = value(atlas, problem, row, "bias", K), atlas[problem]["rows"][row]
+    if found != 0 or "bias_error" not in stored:
+        return percent(found)
+    return f"0 % ± {percent(stored['bias_error'][CHAPTERS_Q[problem]][stored['particles'].index(K)])}"
+
+
 def comparison(atlas: Atlas, problem: str, particles: tuple[int, ...] = (2, 10)) -> str:
     """The table of bias, noise and cost at one problem, for the chapter's q."""
     rows = []
     for row in known_rows(atlas, problem):
-        bias = [percent(value(atlas, problem, row, "bias", K)) for K in particles]
+        bias = [bias_with_error(atlas, problem, row, K) for K in particles]
         noise = [digits(value(atlas, problem, row, "noise", K)) for K in particles]
         stored = atlas[problem]["rows"][row]
         costs = dict(zip(stored["particles"], stored["evaluations"], strict=True))
@@ -128,14 +142,14 @@ def ovis_finding(atlas: Atlas) -> str:
     def ratio(row: str, K: int, at: int | None = None) -> float:
         return value(atlas, "choice", row, "signal", K, at)
 
-    lines = range(len(STEPS))
-    more = [(at, K) for at in lines for K in particles if ratio("ovis", K, at) > ratio("vimco", K, at)]
+    ahead = [sum(ratio("ovis", K, at) > ratio("vimco", K, at) for K in particles) for at in range(len(STEPS))]
     first, last = particles[0], particles[-1]
     return (
         f"OVIS {bias_in_words(atlas, 'ovis')}. Its ratio is {digits(ratio('ovis', first))} beside VIMCO's "
         f"{digits(ratio('vimco', first))} at $K = {first}$, and {digits(ratio('ovis', last))} beside "
-        f"{digits(ratio('vimco', last))} at $K = {last}$; it is ahead in {len(more)} of "
-        f"{len(particles) * len(lines)} pairs of $K$ and $q$ in the atlas."
+        f"{digits(ratio('vimco', last))} at $K = {last}$. For how many of the {len(particles)} values of $K$ "
+        f"it is ahead, from the nearest $q$ ({distance(atlas, 'choice', 0)} nats) to the farthest "
+        f"({distance(atlas, 'choice', len(STEPS) - 1)}): {listed(ahead)}."
     )
 
 
@@ -150,6 +164,7 @@ def signals(atlas: Atlas, rows: tuple[str, ...] = ("vimco", "ovis", "ovis_gamma_
 
 # -- what to take ------------------------------------------------------------------------------------
 
+BETWEEN, COIN_BETWEEN = ("any", "categorical"), ("any", "binary", "categorical")
 # words, problem, where q stands (None: the chapter's), evaluations of p, what is followed, latents, unbiased?
 SITUATIONS = (
     ("a choice; the network is to approach the posterior", "choice", None, 20, "KL(p, q)", ("any",), False),
@@ -157,9 +172,13 @@ SITUATIONS = (
     ("the same, two evaluations of $p$", "choice", None, 2, "KL(p, q)", ("any",), False),
     ("a choice; the bound is to be climbed", "choice", None, 20, "bound", ("any",), True),
     ("the same, with $q$ far off", "choice", len(STEPS) - 1, 20, "bound", ("any",), True),
-    ("the same, two evaluations of $p$", "choice", None, 2, "bound", ("any",), True),
-    ("a choice; the ELBO is to be climbed", "choice", None, 20, "ELBO", ("any", "categorical"), True),
+    ("a choice; the bound, points between categories", "choice", None, 20, "bound", BETWEEN, True),
+    ("a choice; the bound, two evaluations of $p$", "choice", None, 2, "bound", ("any",), True),
+    ("the same, and $p$ takes points between categories", "choice", None, 2, "bound", BETWEEN, True),
+    ("a choice; the ELBO is to be climbed", "choice", None, 20, "ELBO", ("any",), True),
+    ("the same, and $p$ takes points between categories", "choice", None, 20, "ELBO", BETWEEN, True),
     ("a coin; the ELBO", "coin", None, 20, "ELBO", ("any", "binary"), True),
+    ("the same, and $p$ takes points between its sides", "coin", None, 20, "ELBO", COIN_BETWEEN, True),
     ("a coin; the bound", "coin", None, 20, "bound", ("any", "binary"), True),
     ("a smooth latent; the bound", "smooth", None, 20, "bound", ("any", "reparameterisable"), True),
     ("a smooth latent; the posterior", "smooth", None, 20, "KL(p, q)", ("any", "reparameterisable"), False),
@@ -194,8 +213,8 @@ def take_this_when(atlas: Atlas) -> str:
         words, problem, at, budget, *_ = situation
         (signal, row, K), *others = candidates(atlas, situation)
         bias = percent(value(atlas, problem, row, "bias", K, at))
-        after = "; ".join(f"{title(other)} {digits(ratio)}" for ratio, other, _ in others[:2])
-        rests_on = f"{digits(signal)} with K = {K}" + (f", bias {bias}" if bias != "0 %" else "")
+        after = "; ".join(f"{title(other)} {digits(ratio)}, K = {k}" for ratio, other, k in others[:2])
+        rests_on = f"{digits(signal)}, K = {K}" + (f", bias {bias}" if bias != "0 %" else "")
         rows.append([words, str(budget), f"**{title(row)}**", rests_on, after or "none"])
     header = ["when", "evaluations of p", "take this", "signal-to-noise ratio", "next"]
     return table(header, rows, wide=False)
@@ -258,8 +277,8 @@ def draw(atlas: Atlas, target: Path, K: int = 10) -> None:
         below.set(xscale="log", yscale="log", xlabel="KL(p, q) in nats")
         for ax in (above, below):
             ax.minorticks_off()
-    axes[0, 0].set_ylabel(f"KL(p, q) = {digits(wrong[here])} nats")
-    axes[1, 0].set_ylabel(f"K = {K}")
+    axes[0, 0].set_ylabel(f"at KL(p, q) = {digits(wrong[here])} nats")
+    axes[1, 0].set_ylabel(f"at K = {K}")
     shared_legend(figure, axes[0, 1])
     figure.savefig(target, metadata={"Date": None})
     plt.close(figure)
