@@ -76,7 +76,7 @@ class ReparameterisedInference(Inference, Protocol):
     """An inference network with a path derivative (VAE, IWAE, STL, DReG, RWS-DReG)."""
 
     def rsample(self, x: Tree, num_particles: int, noise: RandomNumbers) -> tuple[Tree, Tensor]:
-        """As ``sample``, with path derivative."""
+        """As ``sample``, with the path derivative of all that is random in z: a choice has none."""
 
 
 class MixedInference(Inference, Protocol):

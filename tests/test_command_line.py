@@ -252,6 +252,12 @@ def test_values_are_taken_from_scale_then_file_then_command_line(tmp_path):
     assert chosen["num_particles"] == [2]
     assert chosen["learning_rate"] == 1e-3
     assert rerun.choose(notebook, [], tmp_path / "mine.yaml")["learning_rate"] == 0.01
+    sections = "num_runs: 4\n02_gmm: {num_runs: 5}\n03_vae: {num_runs: 6}\n"
+    (tmp_path / "mine.yaml").write_text(sections)
+    assert rerun.choose(notebook, [], tmp_path / "mine.yaml")["num_runs"] == 5
+    (tmp_path / "mine.yaml").write_text("02_gmm: 5\n")
+    with pytest.raises(ValueError, match="02_gmm must be a mapping of names to values, got 5"):
+        rerun.choose(notebook, [], tmp_path / "mine.yaml")
 
 
 @pytest.fixture

@@ -442,6 +442,33 @@ MISFITS = {
         },
         r"q\.sample must return log_q .*\[K, B\] = \[2, 1\], got float32 \[1, 2\]",
     ),
+    "summed over all axes": (
+        {"p": model(log_joint=lambda self, z, x: GaussianModel.log_joint(self, z, x) + x.sum())},
+        r"p\.log_joint must return a number for each particle and datum by itself, but that of the first "
+        r"depends on the others: is there a sum over too many axes\? \(method WW\)",
+    ),
+    "log q with the wrong sign": (
+        {"q": network(sample=lambda self, x, K, noise: _with(self, x, K, noise, lambda log_q: -log_q))},
+        r"q\.sample must return log_q as log_prob gives it at its z, got 2\.5\d+ where that is -2\.5\d+",
+    ),
+    "log q of moving latents": (
+        {"q": network(sample=lambda self, x, K, noise: _detached_afterwards(self, x, K, noise))},
+        r"q\.sample must return log_q with the gradient of log_prob at its z: compute it at the detached z",
+    ),
+    "log q of moving latents where K = B": (
+        {
+            "q": network(sample=lambda self, x, K, noise: _detached_afterwards(self, x, K, noise)),
+            "num_particles": 4,
+        },
+        r"log_q with the gradient of log_prob .*tried with 5 particles",
+    ),
+    "all of log q for a part": (
+        {
+            "method": "vimco",
+            "q": network(sample_mixed=lambda self, *args: (*(drawn := self.rsample(*args)), drawn[1])),
+        },
+        r"q\.sample_mixed must return log_q_score as the part of log_q that belongs to the choices",
+    ),
     "not summed": (
         {"p": model(log_joint=lambda self, z, x: GaussianModel.log_joint(self, z, x)[..., None])},
         r"p\.log_joint must return log_p .*\[K, B\] = \[3, 4\], got float32 \[3, 4, 1\] \(method WW\)",
@@ -543,6 +570,16 @@ class GaussianLinear(GaussianNetwork):
         return super().log_prob(z, self.linear(x[:, None])[:, 0])
 
 
+def _with(network, x, num_particles, noise, change):
+    z, log_q = GaussianNetwork.sample(network, x, num_particles, noise)
+    return z, change(log_q)
+
+
+def _detached_afterwards(network, x, num_particles, noise):
+    z, log_q = network.rsample(x, num_particles, noise)
+    return z.detach(), log_q
+
+
 class Pathless(GaussianNetwork):
     def rsample(self, x, num_particles, noise):
         z, log_q = super().rsample(x, num_particles, noise)
@@ -570,6 +607,33 @@ def test_what_does_not_fit_is_named_with_function_shape_and_method(name):
     changes, sentence = MISFITS[name]
     with pytest.raises(ValueError, match=sentence):
         Trainer(problem(**changes), [0, 1])
+
+
+@pytest.mark.parametrize("stochastic", [nn.Dropout(0.5), nn.BatchNorm1d(1)])
+def test_densities_that_are_random_or_share_a_batch_are_not_taken_for_wrong(stochastic):
+    class Network(GaussianNetwork):
+        def __init__(self):
+            super().__init__()
+            self.layer = stochastic
+
+        def log_prob(self, z, x):
+            return super().log_prob(z, self.layer(x[:, None])[:, 0])
+
+    Trainer(problem(q=Network, mapped=False), [0, 1])
+
+
+def test_log_probabilities_must_sum_to_one():
+    for part, base, name in (
+        ("q", gmm_model.InferenceNetwork, "log_probs"),
+        ("p", gmm_model.GMM, "log_prior"),
+    ):
+        right = getattr(base, name)
+        raw = type("Raw", (base,), {name: lambda self, *x, right=right: right(self, *x) + 0.5})
+        which = mixture("concrete")
+        with pytest.raises(
+            ValueError, match=rf"{part}\.{name} must return .* sum to one, got a sum of 1\.65"
+        ):
+            Trainer(replace(which, build=lambda w=which, p=part, r=raw: {**w.build(), p: r()}), [0])
 
 
 def test_mixture_functions_are_looked_at_too():
@@ -670,6 +734,7 @@ def test_latents_and_batches_that_are_no_tensors_may_be_taken_one_by_one(method)
 
 # -- arguments of a problem ----------------------------------------------------------------------------
 
+ITERATOR = iter(DATA.repeat(40).split(4))
 ARGUMENTS = {
     "no epoch": (
         {"epoch": None},
@@ -717,6 +782,29 @@ ARGUMENTS = {
         {"options": lambda progress: {"delta": 0.1}, "method": METHODS["reinforce"]},
         r"options must be none for method REINFORCE, which takes none, got \['delta'\]",
     ),
+    "value of an option": (
+        {"options": lambda progress: {"wake_weight": 7.0}, "method": METHODS["wws"]},
+        "wake_weight must be a number between 0 and 1, got 7.0",
+    ),
+    "options without a function": ({"options": {"delta": 0.1}}, r"options must be a function, got \{'delta'"),
+    "modules without a function": ({"build": {"p": 1}}, r"build must be a function, got \{'p': 1\}"),
+    "optimizer without state": ({"optimizer": adam}, "optimizer must be an Optimizer, got <function adam"),
+    "an iterator": (
+        {"draw_batch": lambda noise, rows: next(ITERATOR)},
+        "draw_batch returns different batches for the same noise and rows: take the data at `rows`",
+    ),
+    "arrays": (
+        {"draw_batch": lambda noise, rows: DATA[rows].numpy()},
+        "draw_batch must return tensors, got NumPy's arrays: torch.as_tensor",
+    ),
+    "learning rate in words": (
+        {"learning_rate": "1e-3"},
+        "learning_rate must be a positive number.*got '1e-3'",
+    ),
+    "falling learning rate": (
+        {"learning_rate": lambda iteration: -0.01 + 0 * iteration},
+        "learning_rate must be .*a function that gives one",
+    ),
     "delays": (
         {"optimizer": delayed(Optimizer(adam), {"q.presenze": 2})},
         r"delays must be the start of names of parameters.*got 'q\.presenze'",
@@ -749,6 +837,12 @@ def test_arguments_that_do_not_fit_are_refused_with_one_sentence(name):
     changes, sentence = ARGUMENTS[name]
     with pytest.raises(ValueError, match=sentence):
         Trainer(replace(problem(), **changes), [0, 1])
+
+
+def test_replicates_are_different_indices():
+    for given in (3, [0, 0]):
+        with pytest.raises(ValueError, match="replicates must be a sequence of different indices"):
+            Trainer(problem(), given)
 
 
 def test_at_least_one_replicate():

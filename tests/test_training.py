@@ -20,7 +20,7 @@ from rwslib.methods.wake_sleep import wake_theta
 from rwslib.noise import Tape
 from rwslib.training import Phase, Problem, Trainer, largest_divisor
 from rwslib.training import trainer as trainer_module
-from rwslib.training.acceleration import can_compile
+from rwslib.training.acceleration import can_compile, compile_or_keep
 from rwslib.training.optimizers import Optimizer, adam, delayed
 
 CATEGORICAL = list(usable(*gmm.OFFERS))
@@ -479,6 +479,61 @@ def test_a_checkpoint_beyond_the_end_is_not_read(tmp_path):
         assert torch.equal(short.params[name], value)
     assert path.read_bytes() == content  # the longer run keeps it
     assert [found.name for found in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": METHODS["vimco"]}, "its method is IWAE, here it is VIMCO"),
+        ({"num_particles": 7}, "its num_particles is .*, here it is 7"),
+        ({"seed": 9}, "its seed is"),
+        ({"learning_rate": 0.5}, "its learning_rate is .*, here it is 0.5"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(changes, sentence, tmp_path):
+    problem, path = data_problem(12, 3), tmp_path / "checkpoint"
+    Trainer(problem, [0, 1], compiled=False).train(str(path))
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match=f"is of another run: {sentence}.*a file of its own"):
+        Trainer(replace(problem, **changes), [0, 1], compiled=False).train(path)
+    with pytest.raises(ValueError, match=r"its replicates is \[0, 1\], here it is \[0\]"):
+        Trainer(problem, [0], compiled=False).train(path)
+    assert path.read_bytes() == kept
+
+
+def test_steps_that_cannot_be_compiled_run_as_they_are():
+    def rate(iteration):
+        return 0.01 if iteration < 1 else 0.001
+
+    which = replace(data_problem(12, 3), learning_rate=rate)
+    with pytest.warns(UserWarning, match="cannot be compiled .*training uncompiled"):
+        trainer = Trainer(which, [0, 1], compiled=True)
+        trainer.train()
+    assert not trainer.compiled
+    plain = Trainer(which, [0, 1], compiled=False)
+    plain.train()
+    for name, value in plain.params.items():
+        torch.testing.assert_close(trainer.params[name], value)
+
+
+def test_a_library_that_a_killed_run_left_unfinished_is_made_again(tmp_path, monkeypatch):
+    torn, calls = tmp_path / "x.main.so", []
+    torn.touch()
+
+    def compile_(function, fullgraph):
+        def call(x):
+            calls.append(torn.exists())
+            if torn.exists():
+                raise torch._dynamo.exc.BackendCompilerFailed(
+                    None, ImportError(f"{torn}: file too short"), None
+                )
+            return function(x)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    assert compile_or_keep(lambda x: x + 1, failed=pytest.fail)(1) == 2
+    assert calls == [True, False]
 
 
 def test_a_checkpoint_at_the_end_is_read_and_nothing_more_is_trained(tmp_path):

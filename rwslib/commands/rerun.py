@@ -116,7 +116,7 @@ def choose(
 
     Args:
         given: names, and values as they were typed.
-        file: YAML mapping of names to values.
+        file: YAML mapping of names to values; those below another notebook's name are passed over.
         scale: "quick" or "paper", see ``notebooks/parameters``.
 
     Raises:
@@ -131,7 +131,11 @@ def choose(
         elif scale != "paper":  # whose parameters are the defaults, where no file says otherwise
             raise ValueError(f"scale must be one that {notebook.stem} has a file for, got {scale!r}")
     if file:
-        values |= read_mapping(file)
+        content = read_mapping(file)
+        sections = {path.stem: content.pop(path.stem, {}) for path in NOTEBOOKS.glob("*.ipynb")}
+        own = sections.get(notebook.stem, {})
+        require(isinstance(own, dict), notebook.stem, "a mapping of names to values", own)
+        values |= content | own
     for name, text in given:
         known_name(name, known, "parameter")
         values[name] = typed(known[name], text)

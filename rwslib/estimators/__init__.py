@@ -3,7 +3,8 @@ r"""Gradient estimators as surrogate losses on log-weights.
 Every function takes log-densities whose first axis is the particle axis, ``[K, B]``, and
 returns one surrogate loss per datum, ``[B]``, in nats.  Its gradient is *minus* the ascent
 direction of the paper, so take the mean over the batch and minimise.  What must not carry a
-gradient is detached in here; hand over the tensors as they come.
+gradient is detached in here; hand over log-densities as they come.  The particles are yours: detach z
+before you evaluate its densities, but for the estimators that say "with path derivative".
 
 Notation: ``log_p`` is :math:`\log p_\theta(z_k, x)`, ``log_q`` is :math:`\log q_\phi(z_k | x)`,
 ``log_w = log_p - log_q``, and :math:`v_k = w_k / \sum_\ell w_\ell`.

@@ -149,7 +149,8 @@ def relax_loss(
         c: ``[B]``, the control variate at the reparameterised Gumbel variates gamma.
         c_conditional: ``[B]``, the same at Gumbel variates drawn conditionally on z.
         c_bracket: ``[B]``, ``c_conditional`` once more, cut off from phi but not from the control
-            variate's own parameters.  Only the objective that trains those needs it.
+            variate's own parameters.  Only the objective that trains those needs it: they do not descend this
+            loss, but the square of phi's gradient, as ``rwslib.training.networks`` does.
 
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q, and c at two sets of K Gumbel variates,

@@ -14,7 +14,7 @@ def wake_theta_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     No gradient reaches q.  The value is minus the bound.
 
     Args:
-        log_p, log_q: ``[K, B]``, at particles drawn from q.
+        log_p, log_q: ``[K, B]``, at particles drawn from q, without path derivative.
 
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
@@ -31,7 +31,7 @@ def wake_phi_loss(
     Biased of order 1/K for the inclusive KL of Eq. 4, consistent.  No gradient reaches p.
 
     Args:
-        log_p: ``[K, B]``.
+        log_p: ``[K, B]``, at particles without path derivative.
         log_q: ``[K, B]``, the density of q itself at the particles.
         log_proposal: ``[K, B]``, the density of the distribution the particles were really drawn
             from, if that is not q (delta-WW, paper section 4.3).

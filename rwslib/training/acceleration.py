@@ -4,13 +4,16 @@ import ctypes
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,10 +70,24 @@ def _compile_failure(kind: str) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.ones(8, device=kind))
     except Exception as error:  # the compiler fails, or nothing may run from its folder
-        message, _, output = str(error).partition("\nSet TORCHDYNAMO_VERBOSE")[0].partition("Output:")
-        lines = [line.strip() for line in (*output.splitlines(), *message.splitlines()) if line.strip()]
-        return f"a small program cannot be compiled ({lines[0] if lines else type(error).__name__})"
+        return f"a small program cannot be compiled ({_in_short(error)})"
     return None
+
+
+def _in_short(error: Exception) -> str:
+    """The line of a compiler's error that says what is wrong."""
+    message, _, output = str(error).partition("\nSet TORCHDYNAMO_VERBOSE")[0].partition("Output:")
+    lines = [line.strip() for line in (*output.splitlines(), *message.splitlines()) if line.strip()]
+    telling = [line for line in lines if "error:" in line]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _not_compiled() -> tuple[type[Exception], ...]:
+    """What PyTorch's compiler raises, by the name that its version gives it."""
+    from torch._dynamo import exc  # when it is loaded anyway
+
+    found = [exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", None)]
+    return tuple(filter(None, found))
 
 
 @contextmanager
@@ -101,17 +118,45 @@ UNROLL = 2  # optimiser steps in one compiled call; more is hardly faster and co
 Steps = Callable[..., tuple[dict, tuple[dict, ...]]]
 
 
-def accelerate(steps: Steps, device: str, length: int) -> Steps:
+def compile_or_keep(function: Callable, failed: Callable[[str], None] = warnings.warn) -> Callable:
+    """The same function, compiled at its first call; as it is, and ``failed(reason)``, where that fails.
+
+    A library that a killed process left unfinished in the compiler's cache is made again.
+    """
+    compiled, again = torch.compile(function, fullgraph=True), True
+
+    def call(*given: Any) -> Any:
+        nonlocal compiled, again
+        try:
+            return compiled(*given)
+        except _not_compiled() as error:
+            unfinished = re.search(r"(/\S+\.so): file too short", str(error))
+            if unfinished and again:
+                Path(unfinished[1]).unlink(missing_ok=True)
+                torch.compiler.reset()
+                again = False
+                return call(*given)
+            failed(f"the steps cannot be compiled ({_in_short(error)}): training uncompiled, slower")
+            compiled = function
+        return function(*given)
+
+    return call
+
+
+def accelerate(
+    steps: Steps, device: str, length: int, failed: Callable[[str], None] = warnings.warn
+) -> Steps:
     """The same optimiser steps, faster: compiled, and on a GPU recorded as one graph.
 
     Args:
         steps: ``(params, moments, iteration, *tensors [R, steps, ...]) -> (params, moments)``.
         device: where they run.
         length: how many steps a call usually takes.
+        failed: called with the reason if the steps cannot be compiled; they then run as they are.
     """
     on_gpu = torch.device(device).type == "cuda"
     at_once = 1 if on_gpu else largest_divisor(length, UNROLL)
-    compiled = torch.compile(steps, fullgraph=True)
+    compiled = compile_or_keep(steps, failed)
 
     def in_pieces(params: dict, moments: tuple, iteration: Tensor, *tensors: Tensor):
         for start in range(0, tensors[0].shape[1], at_once):

@@ -1,5 +1,6 @@
 """The state of training, and the file that keeps it."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ class Progress(NamedTuple):
     seconds: float
 
 
+class OtherRun(ValueError):
+    """A checkpoint of a run that differs in more than its length."""
+
+
 @dataclass(frozen=True)
 class State:
     """All that training needs to go on.
@@ -40,18 +45,24 @@ class State:
     moments: tuple[Tensors, ...]
     curves: dict[str, list[np.ndarray]]
 
-    def save(self, path: Path, asked: int) -> None:
+    def save(self, path: Path, asked: int, identity: dict[str, str]) -> None:
         """Write the state atomically (safetensors; nothing is pickled).
 
         Args:
             asked: iterations of the whole run.
+            identity: what this run is, in words; another one will not go on from it.
         """
         content = {f"params/{name}": value for name, value in self.params.items()}
         for i, moment in enumerate(self.moments):
             content |= {f"moment{i}/{name}": value for name, value in moment.items()}
         for name, values in self.curves.items():
             content[f"curve/{name}"] = torch.from_numpy(np.stack(values))
-        metadata = {"iteration": self.iteration, "asked": asked, "seconds": self.seconds}
+        metadata = {
+            "iteration": self.iteration,
+            "asked": asked,
+            "seconds": self.seconds,
+            "identity": json.dumps(identity),
+        }
         serialized = safetensors.torch.save(
             {name: value.contiguous().cpu() for name, value in content.items()},
             {name: str(value) for name, value in metadata.items()} | files.UNSEALED,
@@ -64,19 +75,29 @@ class State:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, path: Path, device: str) -> "State":
+    def load(self, path: Path, device: str, identity: dict[str, str]) -> "State":
         """Read a state that has the names of this one.
 
         Raises:
-            ValueError: the file is not a whole checkpoint of this problem.
+            ValueError: the file is not a whole checkpoint, or one of another run.
         """
         try:
+            stored = json.loads(files.metadata(path).get("identity", "{}"))
             # copied: from an unaligned address matrix products round otherwise
             content = {
                 name: value.to(device, copy=True)
                 for name, value in safetensors.torch.load(files.read_sealed(path)).items()
             }
             iteration, _, seconds = peek(path)
+            shapes = {name: list(value.shape) for name, value in content.items()}
+            identity = identity | {f"shape of {name}": str(list(v.shape)) for name, v in self.params.items()}
+            stored |= {f"shape of {name}": str(shapes.get(f"params/{name}")) for name in self.params}
+            differs = [name for name, value in identity.items() if stored.get(name, value) != value]
+            if differs:
+                raise OtherRun(
+                    f"checkpoint {path} is of another run: its {differs[0]} is {stored[differs[0]]}, here it "
+                    f"is {identity[differs[0]]}; give each run a file of its own"
+                )
             return State(
                 iteration,
                 seconds,
@@ -91,6 +112,8 @@ class State:
                     if name.startswith("curve/")
                 },
             )
+        except OtherRun:
+            raise
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"

@@ -41,6 +41,18 @@ def _whole(value: Any, at_least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
+def check_kinds(problem: Any) -> None:
+    """Refuse what is no function where one is called, and the like.
+
+    Raises:
+        ValueError: with one sentence that names the argument.
+    """
+    for name in ("build", "draw_batch", "evaluate", "options", "finish"):
+        require(callable(getattr(problem, name)), name, "a function", getattr(problem, name))
+    require(hasattr(problem.optimizer, "delays"), "optimizer", "an Optimizer", problem.optimizer)
+    require(isinstance(problem.phases, tuple | list), "phases", "a tuple of phases", problem.phases)
+
+
 def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
     """Refuse arguments of a problem that do not fit each other, or that nothing would read.
 
@@ -73,10 +85,12 @@ def _check_rate(problem: Any, device: str) -> None:
     rate, allowed = problem.learning_rate, "a positive number, or a function that gives one for an iteration"
     if callable(rate):
         rate = rate(torch.zeros((), dtype=torch.float64, device=device))
-        require(torch.as_tensor(rate).ndim == 0, "learning_rate", allowed, rate)
+        require(
+            torch.as_tensor(rate).ndim == 0 and 0 <= float(rate) < math.inf, "learning_rate", allowed, rate
+        )
         return
     try:
-        fine = 0 < float(rate) < math.inf
+        fine = not isinstance(rate, str) and 0 < float(rate) < math.inf
     except (TypeError, ValueError):
         fine = False
     require(fine, "learning_rate", allowed, rate)
@@ -92,6 +106,10 @@ def _check_options(problem: Any, device: str) -> None:
         else (f"none for method {method.title}, which takes none")
     )
     require(not unknown, "options", takes, unknown)
+    for name, value in options.items():
+        option = method.options[name]
+        number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+        (replace(option, start=None) if option.start is not None else option).check(name, number)
 
 
 def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
@@ -182,12 +200,17 @@ def try_problem(
 
 def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
     x = problem.draw_batch(noise, rows)
+    _check_repeats(problem, rows, device)
     size = size_of(x)
     if problem.epoch is None and size == 0:
         raise ValueError(
             "draw_batch returns an empty batch: without epoch=(number of data, batch size) its rows are empty"
         )
     tensors = [leaf for leaf in leaves(x) if isinstance(leaf, Tensor)]
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves(x)):
+        raise ValueError(
+            "draw_batch must return tensors, got NumPy's arrays: torch.as_tensor makes them some"
+        )
     if any(leaf.ndim == 0 or len(leaf) != size for leaf in tensors):
         raise ValueError(f"draw_batch must return tensors [B, ...] of one B, got {describe(x)}")
     if problem.epoch is not None and size not in (None, len(rows)):
@@ -211,6 +234,25 @@ def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
                 f"row {problem.epoch[0] - 1}: {error}"
             ) from error
     return x
+
+
+def _check_repeats(problem: Any, rows: Tensor, device: str) -> None:
+    """Refuse a batch that is not made of its noise and rows alone, as that of an iterator."""
+    batches = []
+    for _ in range(2):
+        with global_generators(1, device):
+            batches.append(leaves(problem.draw_batch(Noise(1, device=device), rows)))
+    pairs = zip(*batches, strict=False)
+    same = len(batches[0]) == len(batches[1]) and all(
+        a.shape == b.shape and bool(((a == b) | (a != a)).all())
+        for a, b in pairs
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
+    if not same:
+        raise ValueError(
+            "draw_batch returns different batches for the same noise and rows: take the data at `rows` from "
+            "a tensor, and random numbers from `noise`, or no run can be repeated or resumed"
+        )
 
 
 def _losses(problem: Any, parts: nn.ModuleDict, x: Any, noise: Noise, phase: Any = None) -> Tensor:
@@ -247,7 +289,7 @@ def _check_reached(problem: Any, parts: nn.ModuleDict, loss: Tensor, phase: Any)
             )
 
 
-_READS = "reads a value (`if`, .item(), one_hot without num_classes, validate_args of torch.distributions)"
+_READS = "reads a value (`if`, .item(), one_hot, validate_args of torch.distributions)"
 _KINDS_OF_ERRORS = {  # what vmap and grad say, and what it means here
     "random operation": "draws random numbers of its own (Dropout and .sample() do)",
     "mutate a captured": "changes a tensor in place (BatchNorm does)",

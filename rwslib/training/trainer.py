@@ -14,12 +14,14 @@ from torch.func import vmap
 from tqdm import tqdm
 
 from rwslib import files
+from rwslib.checks import require
 from rwslib.noise import METRICS, TRAINING, EpochOrder, check_seed, global_generators, seed_for, tapes
 from rwslib.training import probe
 from rwslib.training.acceleration import (
     Steps,
     accelerate,
     check_device,
+    compile_or_keep,
     graph_length,
     largest_divisor,
     single_thread,
@@ -52,7 +54,7 @@ def pure_steps(
         ``(params, moments, iteration, *drawn) -> (params, moments)``, for ``drawn`` see ``Trainer.draw``.
     """
     problem, update = objective.problem, objective.problem.optimizer.update
-    update = torch.compile(update, fullgraph=True) if compile_update else update
+    update = compile_or_keep(update) if compile_update else update
 
     def steps(
         params: Tensors, moments: tuple[Tensors, ...], iteration: Tensor, *drawn: Tensor
@@ -98,12 +100,15 @@ class Trainer:
     def __init__(self, problem: Problem, replicates: Sequence[int], compiled: bool | None = None):
         check_seed(problem.seed)
         check_device(problem.device)
+        several = isinstance(replicates, Sequence) and len(set(replicates)) == len(replicates)
+        require(several, "replicates", "a sequence of different indices, as range(num_runs)", replicates)
         self.problem, self.replicates, self.device = problem, list(replicates), problem.device
         self.iteration, self.seconds = 0, 0.0
         self.curves: dict[str, list[np.ndarray]] = {}
         self._kept, self._in_step = 0, False  # the iteration of the checkpoint, if there is one
         if not self.replicates:
             raise ValueError("replicates must hold at least one index, got none")
+        probe.check_kinds(problem)
         parts, starts = build(problem, self.replicates)
         probe.check_arguments(problem, parts, self.device)
         self._order = EpochOrder(problem.seed, self.replicates, problem.epoch, self.device)
@@ -145,7 +150,11 @@ class Trainer:
             self.objective, self.replicates, begin, compile_update=self.compiled and not problem.mapped
         )
         if self.compiled and problem.mapped:
-            self._steps = accelerate(self._steps, self.device, self.block)
+            self._steps = accelerate(self._steps, self.device, self.block, self._go_on_uncompiled)
+
+    def _go_on_uncompiled(self, reason: str) -> None:
+        warnings.warn(reason, stacklevel=2)
+        self.compiled = False
 
     @property
     def networks(self) -> Networks:
@@ -179,7 +188,11 @@ class Trainer:
         with global_generators(seed_for(self.problem.seed, 0, self.iteration, METRICS), self.device):
             metrics = self.problem.evaluate(self.networks)
         if not all(torch.isfinite(self.params[name]).all() for name in self.objective.trained):
-            raise FloatingPointError(f"parameters are no longer finite at iteration {self.iteration}")
+            why = "a rate too large, NaN in a datum, or a datum that no particle explains"
+            how = "; with mapped=False it says which" * self.problem.mapped
+            raise FloatingPointError(
+                f"parameters are no longer finite at iteration {self.iteration}: {why}{how}"
+            )
         values = probe.metric_values(metrics, len(self.replicates), self.curves)
         values = {"iteration": np.asarray(self.iteration, np.float32), **values}
         # at once, so that an interruption finds whole curves
@@ -188,7 +201,7 @@ class Trainer:
     def _is_logged(self) -> bool:
         return bool(self.curves) and self.curves["iteration"][-1] == np.float32(self.iteration)
 
-    def train(self, checkpoint: Path | None = None, progress: bool = False) -> dict[str, np.ndarray]:
+    def train(self, checkpoint: Path | str | None = None, progress: bool = False) -> dict[str, np.ndarray]:
         """Train to the end, resuming from the checkpoint if there is one.
 
         Args:
@@ -198,6 +211,7 @@ class Trainer:
         Returns:
             Curves ``[R, T, ...]`` by metric name, and ``iteration [T]``.
         """
+        checkpoint = None if checkpoint is None else Path(checkpoint)
         if checkpoint is not None and checkpoint.exists() and not self.load(checkpoint):
             checkpoint = None  # it belongs to a longer run and stays as it is
         begun = time.monotonic() - self.seconds
@@ -243,20 +257,34 @@ class Trainer:
                     self.save(checkpoint, now - begun)
                     saved = now
 
+    def _identity(self) -> dict[str, str]:
+        """What this run is, in words, but for its length."""
+        problem, zero = self.problem, torch.zeros((), dtype=torch.float64, device=self.device)
+        options = problem.options(zero.float())
+        fields = {
+            "method": problem.method.title,
+            **{name: getattr(problem, name) for name in ("num_particles", "seed", "log_every")},
+            "replicates": self.replicates,
+            "epoch": problem.epoch and tuple(problem.epoch),
+            "learning_rate": f"{float(problem.rate(zero)):g}",
+            "options": {k: f"{v:g}" if isinstance(v, Tensor | float) else v for k, v in options.items()},
+        }
+        return {name: str(value) for name, value in fields.items()}
+
     def save(self, path: Path, seconds: float) -> None:
         """Write the whole state to a file, with the seconds that training took so far."""
         state = State(self.iteration, seconds, self.params, self.moments, self.curves)
-        state.save(path, self.problem.num_iterations)
+        state.save(path, self.problem.num_iterations, self._identity())
         self._kept = self.iteration
 
     def load(self, path: Path) -> bool:
         """Read the state back; False, and nothing is changed, if it lies beyond this problem's end.
 
         Raises:
-            ValueError: the file is not a whole checkpoint of this problem.
+            ValueError: the file is not a whole checkpoint, or one of another run.
         """
         state = State(self.iteration, self.seconds, self.params, self.moments, self.curves)
-        state = state.load(path, self.device)
+        state = state.load(path, self.device, self._identity())
         if state.iteration > self.problem.num_iterations:
             return False
         self.params, self.moments, self.curves = state.params, state.moments, state.curves

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import protocols
-from rwslib.trees import batch_size, leaves
+from rwslib.trees import batch_size, leaves, tree_map
 
 _PARTS = {
     "p": (protocols.DefensiveGenerative, protocols.CategoricalGenerative),
@@ -84,6 +84,7 @@ class Watched(nn.Module):
             ) from error
         try:
             self._check(name, given, result)
+            self._check_values(name, function, given, result)
         except Misfit as misfit:
             raise Misfit(f"{where} must return {misfit} ({self.method})") from None
         return result
@@ -95,9 +96,11 @@ class Watched(nn.Module):
             many = getattr(result, "ndim", 2) == 3  # a vector of latents
             shape = (size_of(given["x"]), *(None,) * (1 + many))
             check_density("log-probabilities", result, "B, D, C" if many else "B, C", shape)
+            _check_sum(result)
         elif name == "log_prior":
             many = getattr(result, "ndim", 1) == 2 and result.shape[-1] > 1  # a column is no categories
             check_density("log-probabilities", result, "D, C" if many else "C", (None,) * (1 + many))
+            _check_sum(result)
         elif "num" in given:
             z, x = _unpack(result, ("z", "x"))
             _check_lead("z", z, "num", (given["num"],))
@@ -108,19 +111,61 @@ class Watched(nn.Module):
             _check_lead("z", z, "K, B", shape)
             for what, density in zip(_RETURNS[name], densities, strict=True):
                 check_density(what, density, "K, B", shape)
-            self._check_path(name, z)
+            self._check_path(name, z, *densities)
         else:
             first = leaves(given["z"])[0]
             shape = first.shape[:2] if isinstance(first, Tensor) else (None, size_of(given["x"]))
             check_density(_RETURNS[name][0], result, "K, B", tuple(shape))
 
-    def _check_path(self, name: str, z: Any) -> None:
+    def _check_path(self, name: str, z: Any, log_q: Tensor, log_q_score: Tensor | None = None) -> None:
         moving = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves(z))
         if name in ("sample", "sample_defensive") and moving:
             raise Misfit("z without gradient: detach it, a path derivative belongs to rsample")
         learns = any(value.requires_grad for value in self.part.parameters())
-        if name == "rsample" and learns and not moving:
+        if name in ("rsample", "sample_mixed") and learns and not moving:
             raise Misfit("z with a path derivative, but no gradient reaches its z")
+        if log_q_score is not None and moving and torch.equal(log_q, log_q_score):
+            raise Misfit("log_q_score as the part of log_q that belongs to the choices, got all of log_q")
+
+    def _check_values(self, name: str, function: Callable, given: dict[str, Any], result: Any) -> None:
+        """Look at log-densities once more: at one particle of one datum, and those of q beside log_prob's."""
+        batch_norm = torch.nn.modules.batchnorm._BatchNorm
+        if any(isinstance(module, batch_norm) and module.training for module in self.part.modules()):
+            return  # data do depend on each other
+        density = result if isinstance(result, Tensor) else result[1]
+        if isinstance(density, Tensor) and len(set(density.shape[:2])) == 1:
+            return  # [B, K] may pass for [K, B]: the next call has another K
+        if "z" in given and isinstance(result, Tensor):
+            z, x = given["z"], given["x"]
+            alone = _again(function, z, x, result, lambda t: t[:1, :1], lambda t: t[:1])
+            if alone is not None and not torch.allclose(alone, result[:1, :1], 0.02, 0.1, equal_nan=True):
+                raise Misfit(
+                    "a number for each particle and datum by itself, but that of the first depends on the "
+                    "others: is there a sum over too many axes?"
+                )
+        elif name in ("sample", "rsample", "sample_mixed") and "num_particles" in given:
+            z, log_q, *_ = result
+            log_prob: Any = getattr(self.part, "log_prob", None)
+            expected = _again(log_prob, z, given["x"]) if log_prob else None
+            if expected is None or expected.shape != log_q.shape:
+                return
+            if not torch.allclose(log_q, expected, 0.02, 0.1, equal_nan=True):
+                worst = (log_q - expected).abs().nan_to_num(torch.inf).argmax()
+                both = [f"{t.flatten()[worst].item():.4g}" for t in (log_q, expected)]
+                raise Misfit(f"log_q as log_prob gives it at its z, got {both[0]} where that is {both[1]}")
+            if name == "sample" and not self._same_gradient(log_q, expected):
+                raise Misfit("log_q with the gradient of log_prob at its z: compute it at the detached z")
+
+    def _same_gradient(self, log_q: Tensor, expected: Tensor) -> bool:
+        learns = [value for value in self.part.parameters() if value.requires_grad]
+        if not (learns and log_q.requires_grad and expected.requires_grad):
+            return True
+        found = (
+            torch.autograd.grad(t.sum(), learns, retain_graph=True, allow_unused=True, materialize_grads=True)
+            for t in (log_q, expected)
+        )
+        one, other = (torch.cat([part.flatten() for part in parts]) for parts in found)
+        return bool((one - other).norm() <= 0.05 * other.norm() + 0.01)
 
 
 class Misfit(ValueError):
@@ -199,6 +244,33 @@ def check_density(what: str, value: Any, names: str, shape: tuple[int | None, ..
 def _check_lead(what: str, tree: Any, names: str, shape: tuple[int | None, ...]) -> None:
     if not all(_fits(leaf, shape) for leaf in leaves(tree) if isinstance(leaf, Tensor)):
         raise Misfit(f"{what} of shape {_shape(names, shape, ', ...')}, got {describe(tree)}")
+
+
+def _check_sum(log_probs: Tensor) -> None:
+    total = log_probs.detach().logsumexp(dim=-1).exp()
+    if not torch.allclose(total, torch.ones_like(total), atol=0.01):
+        worst = total.flatten()[(total - 1).abs().argmax()].item()
+        raise Misfit(f"log-probabilities of probabilities that sum to one, got a sum of {worst:.3g}")
+
+
+def _again(
+    function: Callable,
+    z: Any,
+    x: Any,
+    before: Tensor | None = None,
+    of_z: Callable[..., Tensor] | None = None,
+    of_x: Callable[..., Tensor] | None = None,
+) -> Tensor | None:
+    """A density at z and x, or at parts of them; None where it is random, or fails there."""
+    try:
+        whole = function(z, x)
+        if not torch.allclose(function(z, x) if before is None else before, whole, equal_nan=True):
+            return None
+        return whole if of_z is None or of_x is None else function(tree_map(of_z, z), tree_map(of_x, x))
+    except OUT_OF_MEMORY:
+        raise
+    except Exception:  # said where a method calls it, if one does
+        return None
 
 
 def first_line(error: Exception) -> str:
