@@ -419,6 +419,23 @@ class Formless(Bare):
         return self.inner.rsample(x, num_particles, noise)
 
 
+class SignedNetwork(GaussianNetwork):
+    """Draws a sign beside the Gaussian."""
+
+    def rsample(self, x, num_particles, noise):
+        sign = (noise.uniform(num_particles, len(x)) > 0.5).int()
+        z = sign, super().rsample(x, num_particles, noise)[0]
+        return z, self.log_prob(z, x)
+
+    def log_prob(self, z, x):
+        return super().log_prob(z[1], x) + z[0] * self.offset
+
+
+class Signed(GaussianModel):
+    def log_joint(self, z, x):
+        return super().log_joint(z[1], x) + z[0]
+
+
 MISFITS = {
     "transposed": (
         {"q": network(sample=transposed(GaussianNetwork.sample))},
@@ -468,6 +485,10 @@ MISFITS = {
             "q": network(sample_mixed=lambda self, *args: (*(drawn := self.rsample(*args)), drawn[1])),
         },
         r"q\.sample_mixed must return log_q_score as the part of log_q that belongs to the choices",
+    ),
+    "a choice with a path": (
+        {"method": "iwae", "p": Signed, "q": SignedNetwork},
+        r"q\.rsample must return z without choices, which have no path derivative: .* sample_mixed",
     ),
     "not summed": (
         {"p": model(log_joint=lambda self, z, x: GaussianModel.log_joint(self, z, x)[..., None])},

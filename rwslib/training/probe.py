@@ -241,7 +241,7 @@ def _check_repeats(problem: Any, rows: Tensor, device: str) -> None:
     batches = []
     for _ in range(2):
         with global_generators(1, device):
-            batches.append(leaves(problem.draw_batch(Noise(1, device=device), rows)))
+            batches.append(leaves(problem.draw_batch(Noise(0, device=device), rows)))
     pairs = zip(*batches, strict=False)
     same = len(batches[0]) == len(batches[1]) and all(
         a.shape == b.shape and bool(((a == b) | (a != a)).all())

@@ -100,7 +100,8 @@ class Trainer:
     def __init__(self, problem: Problem, replicates: Sequence[int], compiled: bool | None = None):
         check_seed(problem.seed)
         check_device(problem.device)
-        several = isinstance(replicates, Sequence) and len(set(replicates)) == len(replicates)
+        several = isinstance(replicates, Sequence)  # of a range none is twice, and it may be too long to ask
+        several = several and (isinstance(replicates, range) or len({*replicates}) == len(replicates))
         require(several, "replicates", "a sequence of different indices, as range(num_runs)", replicates)
         self.problem, self.replicates, self.device = problem, list(replicates), problem.device
         self.iteration, self.seconds = 0, 0.0

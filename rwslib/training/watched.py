@@ -153,6 +153,11 @@ class Watched(nn.Module):
                 worst = (log_q - expected).abs().nan_to_num(torch.inf).argmax()
                 both = [f"{t.flatten()[worst].item():.4g}" for t in (log_q, expected)]
                 raise Misfit(f"log_q as log_prob gives it at its z, got {both[0]} where that is {both[1]}")
+            others = tree_map(lambda t: t if t.is_floating_point() else t.roll(1, 0), z)  # choices alone
+            if name == "rsample" and not torch.allclose(
+                log_prob(others, given["x"]), expected, equal_nan=True
+            ):
+                raise Misfit("z without choices, which have no path derivative: with them it is sample_mixed")
             if name == "sample" and not self._same_gradient(log_q, expected):
                 raise Misfit("log_q with the gradient of log_prob at its z: compute it at the detached z")
 
