@@ -400,6 +400,11 @@ def test_a_full_disk_is_an_error_and_nothing_else_is_lost(call, grid, tmp_path, 
     assert "3 records, 0 faults" in call("verify").out
 
 
+def test_a_notebook_in_a_grid_to_train_is_refused_in_one_sentence(call, grid):
+    grid.write_text("- {notebook: 02_gmm, scale: quick}\n" + GRID)
+    call("train", grid, code="a row of a grid to train must be a run; a sweep takes notebooks, got .*02_gmm")
+
+
 HUGE = 10**13  # more than any machine has
 
 

@@ -66,8 +66,14 @@ def configuration(fields: Mapping[str, Any]) -> Any:
 
 
 def configurations(grid: Path) -> Iterator[Any]:
-    """The configurations of a grid file."""
-    yield from map(configuration, entries(grid))
+    """The configurations of a grid file.
+
+    Raises:
+        ValueError: a row is no run, or refused.
+    """
+    for entry in entries(grid):
+        require("notebook" not in entry, "a row of a grid to train", "a run; a sweep takes notebooks", entry)
+        yield configuration(entry)
 
 
 def pending(grids: Sequence[Path], store: Path) -> tuple[int, list[Any], dict[str, tuple[str, dict]]]:
