@@ -643,6 +643,25 @@ def test_densities_that_are_random_or_share_a_batch_are_not_taken_for_wrong(stoc
     Trainer(problem(q=Network, mapped=False), [0, 1])
 
 
+def test_latents_and_options_of_other_kinds_pass():
+    class Listed(GaussianNetwork):
+        def sample(self, x, num_particles, noise):
+            z, log_q = super().sample(x, num_particles, noise)
+            return list(z), log_q
+
+        def log_prob(self, z, x):
+            return super().log_prob(torch.stack(z) if isinstance(z, list) else z, x)
+
+    class Model(GaussianModel):
+        def log_joint(self, z, x):
+            return super().log_joint(torch.stack(z) if isinstance(z, list) else z, x)
+
+    for given in (torch.tensor([0.0, 0.5, 1.0]), (0.0, 0.5, 1.0)):
+        which = problem("tvo", options=lambda progress, given=given: {"partition": given})
+        Trainer(which, [0], compiled=False)._identity()
+    Trainer(problem(p=Model, q=Listed, mapped=False), [0])
+
+
 def test_log_probabilities_must_sum_to_one():
     for part, base, name in (
         ("q", gmm_model.InferenceNetwork, "log_probs"),

@@ -4,7 +4,8 @@ Every function takes log-densities whose first axis is the particle axis, ``[K, 
 returns one surrogate loss per datum, ``[B]``, in nats.  Its gradient is *minus* the ascent
 direction of the paper, so take the mean over the batch and minimise.  What must not carry a
 gradient is detached in here; hand over log-densities as they come.  The particles are yours: detach z
-before you evaluate its densities, but for the estimators that say "with path derivative".
+before you evaluate its densities, unless the estimator is made for latents with a path derivative
+(VAE and IWAE, and those of ``pathwise.py``).
 
 Notation: ``log_p`` is :math:`\log p_\theta(z_k, x)`, ``log_q`` is :math:`\log q_\phi(z_k | x)`,
 ``log_w = log_p - log_q``, and :math:`v_k = w_k / \sum_\ell w_\ell`.

@@ -126,8 +126,8 @@ class Method:
         cost: what one step draws and evaluates per datum.
         style: colour and line style in figures; None is chosen by the order in the table.
         follows: whose gradient phi's expectation is, or is after: ``"bound"`` (of K particles), ``"ELBO"``,
-            ``"KL(p, q)"`` (minus the divergence from the posterior), ``"dreams"`` (data of the model) or
-            ``"own"``.
+            ``"KL(p, q)"`` (minus the divergence from the posterior), ``"dreams"`` (data of the model),
+            ``"KL(p, q) and dreams"`` or ``"own"``.
         latent: ``"any"``, ``"categorical"`` (one, or a vector of them that are independent given x),
             ``"binary"`` (the same with two categories) or ``"reparameterisable"``.
         needs: what else the model must have: ``"sample_defensive"``, a function of p; ``"one_kind"``,

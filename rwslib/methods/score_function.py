@@ -61,7 +61,7 @@ def tvo(
 ) -> Tensor:
     """Thermodynamic variational objective, left Riemann sum (Masrani, Le & Wood 2019)."""
     z, log_q = q.sample(x, num_particles, noise)
-    return estimators.tvo_loss(p.log_joint(z, x), log_q, torch.tensor(partition, device=log_q.device))
+    return estimators.tvo_loss(p.log_joint(z, x), log_q, torch.as_tensor(partition, device=log_q.device))
 
 
 def ovis(

@@ -108,8 +108,8 @@ def _check_options(problem: Any, device: str) -> None:
     require(not unknown, "options", takes, unknown)
     for name, value in options.items():
         option = method.options[name]
-        number = value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
-        (replace(option, start=None) if option.start is not None else option).check(name, number)
+        plain = value.tolist() if isinstance(value, Tensor) else value
+        (replace(option, start=None) if option.start is not None else option).check(name, plain)
 
 
 def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:

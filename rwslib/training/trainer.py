@@ -268,7 +268,7 @@ class Trainer:
             "replicates": self.replicates,
             "epoch": problem.epoch and tuple(problem.epoch),
             "learning_rate": f"{float(problem.rate(zero)):g}",
-            "options": {k: f"{v:g}" if isinstance(v, Tensor | float) else v for k, v in options.items()},
+            "options": {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options.items()},
         }
         return {name: str(value) for name, value in fields.items()}
 

@@ -153,13 +153,18 @@ class Watched(nn.Module):
                 worst = (log_q - expected).abs().nan_to_num(torch.inf).argmax()
                 both = [f"{t.flatten()[worst].item():.4g}" for t in (log_q, expected)]
                 raise Misfit(f"log_q as log_prob gives it at its z, got {both[0]} where that is {both[1]}")
-            others = tree_map(lambda t: t if t.is_floating_point() else t.roll(1, 0), z)  # choices alone
-            if name == "rsample" and not torch.allclose(
-                log_prob(others, given["x"]), expected, equal_nan=True
-            ):
+            if name == "rsample" and self._has_choices(z, given["x"], expected):
                 raise Misfit("z without choices, which have no path derivative: with them it is sample_mixed")
             if name == "sample" and not self._same_gradient(log_q, expected):
                 raise Misfit("log_q with the gradient of log_prob at its z: compute it at the detached z")
+
+    def _has_choices(self, z: Any, x: Any, log_q: Tensor) -> bool:
+        """Whether the density depends on whole numbers that differ between particles."""
+        log_prob: Any = self.part.log_prob
+        moved = _again(
+            log_prob, z, x, log_q, lambda t: t if t.is_floating_point() else t.roll(1, 0), lambda t: t
+        )
+        return moved is not None and not torch.allclose(moved, log_q, equal_nan=True)
 
     def _same_gradient(self, log_q: Tensor, expected: Tensor) -> bool:
         learns = [value for value in self.part.parameters() if value.requires_grad]
