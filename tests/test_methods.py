@@ -897,6 +897,11 @@ def test_the_baseline_of_nvil_regresses_onto_the_bound():
 # -- the table says all that others need to know -----------------------------------------------------------
 
 
+def test_a_word_that_no_method_needs_is_no_offer():
+    with pytest.raises(ValueError, match=r"offers must be some of \[.*'reparameterisable'\], got .*'reparam"):
+        methods.usable("one_kind", "reparametrizable")
+
+
 def test_a_method_is_usable_where_the_model_has_all_that_it_needs():
     assert "ww" in methods.usable()
     assert {"tvo", "dww", "nvil", "concrete", "iwae"}.isdisjoint(methods.usable())

@@ -1,5 +1,6 @@
 """Chapter 5's model, taken from the notebook itself: densities, samplers, gradients, training."""
 
+import copy
 import math
 import re
 from dataclasses import replace
@@ -104,7 +105,7 @@ def train(networks, method, num_iterations, compiled):
     data = strings(4).float()
     problem = Problem(
         method=METHODS[method],
-        build=lambda: {name: part.float() for name, part in networks.items()},
+        build=lambda: {name: copy.deepcopy(part).float() for name, part in networks.items()},
         draw_batch=lambda noise, rows: data[rows],
         evaluate=lambda networks: {},
         num_particles=3,

@@ -4,6 +4,7 @@ import inspect
 import random
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ from rwslib import methods, protocols
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments import GMMConfig, gmm
 from rwslib.methods import METHODS
+from rwslib.methods.wake_sleep import wake_theta
 from rwslib.models import air as air_model
 from rwslib.models import gmm as gmm_model
 from rwslib.models import vae as vae_model
 from rwslib.noise import Noise
-from rwslib.training import Problem, Trainer
+from rwslib.training import Phase, Problem, Trainer
 from rwslib.training.optimizers import Optimizer, adam, delayed
 
 DATA = torch.linspace(-2, 2, 12)
@@ -630,12 +632,12 @@ def test_what_does_not_fit_is_named_with_function_shape_and_method(name):
         Trainer(problem(**changes), [0, 1])
 
 
-@pytest.mark.parametrize("stochastic", [nn.Dropout(0.5), nn.BatchNorm1d(1)])
+@pytest.mark.parametrize("stochastic", [partial(nn.Dropout, 0.5), partial(nn.BatchNorm1d, 1)])
 def test_densities_that_are_random_or_share_a_batch_are_not_taken_for_wrong(stochastic):
     class Network(GaussianNetwork):
         def __init__(self):
             super().__init__()
-            self.layer = stochastic
+            self.layer = stochastic()
 
         def log_prob(self, z, x):
             return super().log_prob(z, self.layer(x[:, None])[:, 0])
@@ -775,6 +777,7 @@ def test_latents_and_batches_that_are_no_tensors_may_be_taken_one_by_one(method)
 # -- arguments of a problem ----------------------------------------------------------------------------
 
 ITERATOR = iter(DATA.repeat(40).split(4))
+SHARED = {"p": GaussianModel(), "q": GaussianNetwork()}
 ARGUMENTS = {
     "no epoch": (
         {"epoch": None},
@@ -864,6 +867,14 @@ ARGUMENTS = {
     "modules without names": (
         {"build": lambda: (GaussianModel(), GaussianNetwork())},
         r"build must return a dict of nn\.Module, .*got \(GaussianModel, GaussianNetwork\)",
+    ),
+    "the same modules": (
+        {"build": lambda: SHARED},
+        "build must make new modules at each call, but returned the same p.mean twice",
+    ),
+    "phases longer than training": (
+        {"phases": (Phase(3, wake_theta, trains=("p",)), Phase(4, wake_theta, trains=("p",)))},
+        "phases must be together at most num_iterations = 6 steps long, got 7",
     ),
     "no module": (
         {"build": lambda: {"p": GaussianModel().log_joint, "q": GaussianNetwork()}},

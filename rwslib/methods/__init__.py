@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rwslib.checks import require
 from rwslib.methods.ablations import concrete_2018, dww_wrong_density, vimco_air2018, vimco_no_log_k
 from rwslib.methods.antithetic import antithetic_score, disarm, disarm_bound
 from rwslib.methods.pathwise import dreg, iwae, rws_dreg, stl, vae
@@ -76,8 +77,7 @@ class Option:
         low: numbers must be above it.
         high: numbers must be below it.
         choices: all allowed values, where they are no numbers.
-        start: a run goes linearly from this at its first iteration to ``default`` at its last, and sets a
-            pair; None for one value from first to last.
+        start: a run goes linearly from this to ``default`` and sets the pair; None for one value throughout.
     """
 
     default: Any
@@ -95,24 +95,20 @@ class Option:
         """Raise ``ValueError`` with one sentence unless a run may set the option, called name, to value."""
         if self.choices:
             fits = type(value) in map(type, self.choices) and value in self.choices
-            allowed = " or ".join(
-                "true or false" if c is True else repr(c) for c in self.choices if c is not False
-            )
+            names = ("true or false" if c is True else repr(c) for c in self.choices if c is not False)
+            allowed = " or ".join(names)
         else:
-            limits = (
-                f"above {self.low:g}" if self.high == math.inf else f"between {self.low:g} and {self.high:g}"
-            )
+            low, high = self.low, self.high
+            limits = f"above {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
             fits, allowed = self._within(value), f"a number {limits}"
             if isinstance(self.of_run, tuple):
                 several = isinstance(value, list | tuple) and (self.start is None or len(value) == 2)
                 fits = several and all(map(self._within, value))
                 allowed = f"{'a list' if self.start is None else 'a pair (first, last)'} of numbers {limits}"
-        if not fits:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        require(fits, name, allowed, value)
 
     def _within(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low < value < self.high
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low < value < self.high
 
 
 @dataclass(frozen=True)
@@ -159,13 +155,17 @@ def usable(*offers: str) -> list[str]:
     Args:
         *offers: kinds of latents, what ``Method.needs`` names, and ``"control_variate"``, a network for
             each method that has one.
+
+    Raises:
+        ValueError: one of the words is none of these.
     """
-
-    def needs(method: Method) -> set[str]:
-        control_variate = ("control_variate",) * bool(method.control_variate)
-        return {"any", method.latent, *method.needs, *control_variate}
-
-    return [name for name, method in METHODS.items() if needs(method) <= {"any", *offers}]
+    needs = {
+        name: {method.latent, *method.needs, *("control_variate",) * bool(method.control_variate)}
+        for name, method in METHODS.items()
+    }
+    known = set().union(*needs.values())
+    require(known.issuperset(offers), "offers", f"some of {sorted(known)}", offers)
+    return [name for name, needed in needs.items() if needed <= {"any", *offers}]
 
 
 # No colour twice.  The methods of the paper's Figure 4 have Okabe and Ito's palette, safe for colour-blind

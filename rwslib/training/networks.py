@@ -180,6 +180,13 @@ def build(problem: Problem, replicates: Sequence[int]) -> tuple[nn.ModuleDict, l
                 raise ValueError(f"build must return a dict of nn.Module, {{'p': ..., 'q': ...}}, got {got}")
             parts = nn.ModuleDict(built).to(problem.device)
         starts.append({f"parts.{name}": value.detach() for name, value in _tensors(parts)})
+        for name, value in parts.named_parameters():
+            before = starts[-2].get(f"parts.{name}") if len(starts) > 1 else None
+            if value.requires_grad and before is not None and before.data_ptr() == value.data_ptr() != 0:
+                raise ValueError(
+                    f"build must make new modules at each call, but returned the same {name} twice: "
+                    "make them inside, or copy.deepcopy what all replicates are to start from"
+                )
     return parts, starts
 
 

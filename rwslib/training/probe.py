@@ -140,6 +140,9 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
     for phase in problem.phases:
         fine = _whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
         require(fine, "phases", f"phases that train some of {needed}", phase)
+    before = sum(phase.iterations for phase in problem.phases)
+    at_most = f"together at most num_iterations = {problem.num_iterations} steps long"
+    require(before <= problem.num_iterations, "phases", at_most, before)
     for start in delays:
         found = any(name.startswith(start) for name in names)
         require(found, "delays", f"the start of names of parameters, such as {names[0]!r}", start)
