@@ -1,6 +1,7 @@
 """What the trainer asks of a model and of a problem's arguments: tried once, refused in one sentence."""
 
 import inspect
+import math
 import random
 import re
 from dataclasses import replace
@@ -438,6 +439,25 @@ class Signed(GaussianModel):
         return super().log_joint(z[1], x) + z[0]
 
 
+class Copies(GaussianNetwork):
+    def sample(self, x, num_particles, noise):
+        z, log_q = super().sample(x, 1, noise)
+        return z.repeat(num_particles, 1), log_q.repeat(num_particles, 1)
+
+
+class Likeliest(GaussianNetwork):
+    """Two categories of even odds, and always the first of them."""
+
+    def log_prob(self, z, x):
+        return torch.full(z.shape, -math.log(2)) + 0 * self.slope
+
+    forward = log_prob
+
+    def sample(self, x, num_particles, noise):
+        z = torch.zeros(num_particles, len(x))
+        return z, self.log_prob(z, x)
+
+
 MISFITS = {
     "transposed": (
         {"q": network(sample=transposed(GaussianNetwork.sample))},
@@ -446,6 +466,14 @@ MISFITS = {
     "transposed where K = B": (
         {"q": network(sample=transposed(GaussianNetwork.sample)), "num_particles": 4},
         r"q\.sample must return z .* = \[5, 4, \.\.\.\], got float32 \[4, 5\].*tried with 5 particles",
+    ),
+    "copies of one particle": (
+        {"q": Copies, "num_particles": 10},
+        "q.sample must return z with particles of their own, but all are the same: one draw for all",
+    ),
+    "an arg max": (
+        {"q": Likeliest, "num_particles": 10},
+        "all are the same: one draw for all, or an arg max",
     ),
     "density transposed where K = B": (
         {"p": model(log_joint=transposed(GaussianModel.log_joint)), "num_particles": 4},

@@ -2,6 +2,7 @@
 
 import inspect
 import linecache
+import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,7 @@ class Watched(nn.Module):
             _check_lead("z", z, "K, B", shape)
             for what, density in zip(_RETURNS[name], densities, strict=True):
                 check_density(what, density, "K, B", shape)
+            _check_draws(z, densities[0])
             self._check_path(name, z, *densities)
         else:
             first = leaves(given["z"])[0]
@@ -254,6 +256,13 @@ def check_density(what: str, value: Any, names: str, shape: tuple[int | None, ..
 def _check_lead(what: str, tree: Any, names: str, shape: tuple[int | None, ...]) -> None:
     if not all(_fits(leaf, shape) for leaf in leaves(tree) if isinstance(leaf, Tensor)):
         raise Misfit(f"{what} of shape {_shape(names, shape, ', ...')}, got {describe(tree)}")
+
+
+def _check_draws(z: Any, log_q: Tensor) -> None:
+    tensors = [leaf for leaf in leaves(z) if isinstance(leaf, Tensor)]
+    same = len(log_q) > 1 and all(torch.equal(leaf, leaf[:1].expand_as(leaf)) for leaf in tensors)
+    if same and log_q[1:].sum() < math.log(1e-9):  # the chance of the particles after the first
+        raise Misfit("z with particles of their own, but all are the same: one draw for all, or an arg max?")
 
 
 def _check_sum(log_probs: Tensor) -> None:
