@@ -31,7 +31,8 @@ def find_or_train(
 
     Args:
         longest: runs whose ``length`` is above are looked up and never trained.
-        length: the field of the configurations that says how long they train.
+        length: the field of the configurations that says how long they train, ``num_...``; the chapter's
+            parameter ``live_...`` is ``longest``.
     """
     runs = look_up(configs, results_dir)
     for cell in configs.keys() - runs.keys():
@@ -41,7 +42,8 @@ def find_or_train(
     runs = {cell: runs[cell] for cell in configs if cell in runs}
     missing = [f"{METHODS[method].title}, K = {K}" for method, K in configs if (method, K) not in runs]
     if missing:
-        advice = f"Runs with `{length}` above {longest:,} are only looked up."
+        advice = f"Runs with `{length}` above {longest:,} are only looked up; "
+        advice += f"with a larger `{length.replace('num_', 'live_')}` they are trained."
         display(Markdown(f"Not run at these settings: {'; '.join(missing)}. {advice}"))
     return runs
 
