@@ -75,5 +75,4 @@ def check_finite(name: str, value: Tensor) -> None:
 def check_counts(**counts: int) -> None:
     """Raise ``ValueError`` unless all counts are at least one."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        require(count >= 1, name, "at least 1", count)

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rwslib import files
+from rwslib.checks import require
 from rwslib.noise import Noise
 
 SIDE = 28  # of an image of a digit
@@ -92,8 +93,7 @@ def load(name: str) -> Digits:
         ValueError: no such data set, or its row does not give what ``Digits`` says.
         DataError: MNIST is not there, or not what its checksums say.
     """
-    if name not in list(DATASETS):
-        raise ValueError(f"dataset must be one of {list(DATASETS)}, got {name!r}")
+    require(name in list(DATASETS), "dataset", f"one of {list(DATASETS)}", name)
     digits = DATASETS[name].load()
     if not isinstance(digits, Digits):
         raise ValueError(f"dataset {name!r} must be Digits, got {described(digits)}")
@@ -324,12 +324,11 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
         ValueError: an argument is none of these, or the digits do not fit: images without ink, or pairs that
             hardly ever fit side by side.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    require(split in ("train", "test"), "split", "'train' or 'test'", split)
     num = NUM_SCENES[split] if num is None else num
     for argument, value, least in (("num", num, 1), ("seed", seed, 0)):
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{argument} must be a whole number of at least {least}, got {value!r}")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+        require(whole, argument, f"a whole number of at least {least}", value)
     made = _scenes(name, split, int(num), int(seed))
     return Scenes(*(part.clone() for part in made))  # whoever writes into his own changes nobody else's
 

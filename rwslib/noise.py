@@ -44,10 +44,7 @@ def _sequence(path: tuple[int, ...]) -> np.random.SeedSequence:
 
 
 def seed_for(*path: int) -> int:
-    """A 63-bit seed for a path of integers such as (seed, replicate).
-
-    Paths of up to four numbers are filled with zeros to four: (seed,) and (seed, 0, 0) are the same.
-    """
+    """A 63-bit seed for a path of integers such as (seed, replicate), filled with zeros as by ``Noise``."""
     return int(_sequence(path).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -152,12 +149,9 @@ def tapes(
     Returns:
         Uniform numbers ``[R, count, n]`` and normal ones ``[R, count, m]``.
     """
-    drawn = []
-    for replicate in replicates:
-        noise = Noise(seed, replicate, step, purpose, device=device)
-        drawn.append((noise.uniform(count, numbers["uniform"]), noise.normal(count, numbers["normal"])))
-    uniform, normal = zip(*drawn, strict=True)
-    return torch.stack(uniform), torch.stack(normal)
+    noises = [Noise(seed, replicate, step, purpose, device=device) for replicate in replicates]
+    uniform = torch.stack([noise.uniform(count, numbers["uniform"]) for noise in noises])
+    return uniform, torch.stack([noise.normal(count, numbers["normal"]) for noise in noises])
 
 
 class EpochOrder:

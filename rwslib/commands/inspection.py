@@ -108,9 +108,7 @@ def _line(record: RunRecord, headline: Sequence[str]) -> str:
 
 def _unfinished(path: Path) -> str | None:
     """The line of a run that was begun and has no record yet."""
-    from rwslib.training.checkpoints import (
-        peek,  # with torch, seconds of imports that finished runs do not need
-    )
+    from rwslib.training.checkpoints import peek  # with torch, seconds of imports that others do not need
 
     try:
         done, asked, seconds = peek(path)

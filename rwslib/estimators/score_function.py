@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from rwslib.checks import check_log_densities, check_per_datum
+from rwslib.checks import check_log_densities, check_per_datum, require
 from rwslib.estimators.pathwise import iwae_loss
 from rwslib.estimators.wake_sleep import wake_theta_loss
 from rwslib.estimators.weights import normalized_weights
@@ -180,8 +180,7 @@ def ovis_loss(log_p: Tensor, log_q: Tensor, gamma: float = 0.0) -> Tensor:
     Returns:
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be a number from 0 to 1, got {gamma!r}")
+    require(0 <= gamma <= 1, "gamma", "a number from 0 to 1", gamma)
     check_log_densities(min_particles=2, log_p=log_p, log_q=log_q)
     log_w, theta_loss = (log_p - log_q).detach(), wake_theta_loss(log_p, log_q)
     signal = -theta_loss.detach() - vimco_baseline(log_w, "arithmetic")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rwslib.checks import check_log_densities
+from rwslib.checks import check_log_densities, require
 from rwslib.estimators.wake_sleep import wake_theta_loss
 
 
@@ -26,8 +26,7 @@ def tvo_loss(log_p: Tensor, log_q: Tensor, partition: Tensor, rule: str = "left"
         ``[B]``, at the cost of K samples, K evaluations of p and q.
     """
     check_log_densities(min_particles=2, log_p=log_p, log_q=log_q)
-    if rule not in ("left", "right"):
-        raise ValueError(f"rule must be 'left' or 'right', got {rule!r}")
+    require(rule in ("left", "right"), "rule", "'left' or 'right'", rule)
     if partition.ndim != 1 or len(partition) < 2:
         raise ValueError(f"partition must have shape [S + 1] with S >= 1, got {list(partition.shape)}")
     if not torch.compiler.is_compiling() and not (

@@ -197,30 +197,21 @@ def train(
     with records.lock(plain, store, wait) as held:
         if not held or records.find(plain, store):
             return None
-        return _train(config, plain, store, device, progress)
-
-
-def _train(
-    config: Config,
-    plain: dict[str, Any],
-    store: Path,
-    device: str,
-    progress: bool | None,
-) -> RunRecord:
-    records.source()  # now, because the checkout may change while this trains
-    trainer = Trainer(EXPERIMENTS[config.experiment].problem(config, device), range(config.num_runs))
-    # fields that change nothing before the end: a longer run goes on where a shorter one ended
-    trained = {name: plain[name] for name in plain if name not in trainer.problem.extensible}
-    checkpoint = records.folder(trained, store).with_suffix(".checkpoint")
-    curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
-    finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
-    with single_thread(device):
-        finals |= metric_values(trainer.problem.finish(trainer.networks), config.num_runs, of="finish")
-    # distributions are for pictures: half precision keeps the published records small
-    curves = {name: value.astype(np.float16) if value.ndim > 2 else value for name, value in curves.items()}
-    weights = {name.removeprefix("parts."): value.cpu().numpy() for name, value in trainer.params.items()}
-    provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
-    record = records.save(plain, curves | finals, provenance, store, weights)
-    if not trainer.problem.extensible:
-        checkpoint.unlink(missing_ok=True)
-    return record
+        records.source()  # now, because the checkout may change while this trains
+        problem = EXPERIMENTS[config.experiment].problem(config, device)
+        trainer = Trainer(problem, range(config.num_runs))
+        # fields that change nothing before the end: a longer run goes on where a shorter one ended
+        trained = {name: plain[name] for name in plain if name not in problem.extensible}
+        checkpoint = records.folder(trained, store).with_suffix(".checkpoint")
+        curves = trainer.train(checkpoint, sys.stderr.isatty() if progress is None else progress)
+        finals = {f"{name}_final": value[:, -1] for name, value in curves.items() if value.ndim == 2}
+        with single_thread(device):
+            finals |= metric_values(problem.finish(trainer.networks), config.num_runs, {}, "finish")
+        # distributions are for pictures: half precision keeps the published records small
+        curves = {name: v.astype(np.float16) if v.ndim > 2 else v for name, v in curves.items()}
+        weights = {name.removeprefix("parts."): v.cpu().numpy() for name, v in trainer.params.items()}
+        provenance = records.provenance(trainer.seconds, device, compiled=trainer.compiled)
+        record = records.save(plain, curves | finals, provenance, store, weights)
+        if not problem.extensible:
+            checkpoint.unlink(missing_ok=True)
+        return record

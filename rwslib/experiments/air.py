@@ -117,9 +117,9 @@ class AIRConfig:
 
     def __post_init__(self):
         check_common(self)
-        limit = data.NUM_SCENES["test"]
+        scenes = data.NUM_SCENES["test"]
         require(
-            self.eval_scenes <= limit, "eval_scenes", f"at most the {limit} test scenes", self.eval_scenes
+            self.eval_scenes <= scenes, "eval_scenes", f"at most the {scenes} test scenes", self.eval_scenes
         )
         dreams = self.dream_iterations
         longer = self.num_iterations > dreams
@@ -190,9 +190,8 @@ def problem(config: AIRConfig, device: str = "cpu") -> Problem:
 
     optimizer = OPTIMIZERS[config.optimizer]
     if config.warmup_iterations:
-        optimizer = delayed(
-            optimizer, dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
-        )
+        delays = dict.fromkeys(("q.presence", "p.count_logits"), config.warmup_iterations)
+        optimizer = delayed(optimizer, delays)
     dreams = Phase(config.dream_iterations, dream_loss, trains=("q",))
 
     def evaluate(networks: Networks) -> dict[str, Tensor]:
@@ -357,9 +356,8 @@ def final_metrics(
     weighted = weighted_counts(p, q, x[some], WEIGHTED_PARTICLES, noise)
     with torch.no_grad():
         z = q.sample(x, 1, noise)[0]
-    found = (
-        nominal_boxes(z.where[0, :, :2]) * (torch.arange(2, device=x.device) < z.count[0, :, None])[..., None]
-    )
+    there = torch.arange(2, device=x.device) < z.count[0, :, None]
+    found = nominal_boxes(z.where[0, :, :2]) * there[..., None]
     overlap = box_overlap(found, true_boxes, counts)
     return {
         **metrics,

@@ -105,18 +105,13 @@ def read_number(value: Any) -> Any:
     return float(value) if number else value
 
 
-def fit_fields(config: Any) -> None:
-    """Give every field of a configuration, frozen or not, its ``plain_value``."""
-    for name, kind in get_type_hints(type(config)).items():
-        object.__setattr__(config, name, plain_value(getattr(config, name), kind))
-
-
 def check_common(config: Any) -> None:
     """Fit all fields, check those that every configuration has, and give the method's options their values.
 
     ``config.offers`` is what the model has for methods, see ``rwslib.methods.usable``.
     """
-    fit_fields(config)
+    for name, kind in get_type_hints(type(config)).items():  # each field its plain value, frozen or not
+        object.__setattr__(config, name, plain_value(getattr(config, name), kind))
     if hasattr(config, "experiment"):
         default = type(config).experiment
         require(config.experiment == default, "experiment", repr(default), config.experiment)
@@ -128,12 +123,8 @@ def check_common(config: Any) -> None:
     for name in ("num_runs", "batch_size", "num_particles"):
         require_int(name, getattr(config, name), 1)
     number(above=0)("learning_rate", config.learning_rate)
-    require(
-        config.num_particles >= method.min_particles,
-        "num_particles",
-        f"at least {method.min_particles} for method {config.method!r}",
-        config.num_particles,
-    )
+    few = f"at least {method.min_particles} for method {config.method!r}"
+    require(config.num_particles >= method.min_particles, "num_particles", few, config.num_particles)
     for declared in fields(config):
         value = getattr(config, declared.name)
         if "check" in declared.metadata and (value is not None or declared.default is not None):

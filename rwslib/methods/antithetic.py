@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rwslib import estimators
+from rwslib.checks import require
 from rwslib.methods.relaxed import over_latents
 from rwslib.noise import Noise
 from rwslib.protocols import CategoricalInference, Generative
@@ -45,10 +46,8 @@ def _antithetic_particles(p, q, x, num_pairs, noise):
 
 def disarm(p: Generative, q: CategoricalInference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """The ELBO of coins by antithetic pairs, K / 2 of them (Dong, Mnih & Tucker 2020)."""
-    if num_particles % 2 or num_particles < 2:
-        raise ValueError(
-            f"num_particles must be even and at least 2 for antithetic pairs, got {num_particles}"
-        )
+    fits = num_particles >= 2 and num_particles % 2 == 0
+    require(fits, "num_particles", "even and at least 2 for antithetic pairs", num_particles)
     return estimators.disarm_loss(*_antithetic_particles(p, q, x, num_particles // 2, noise))
 
 

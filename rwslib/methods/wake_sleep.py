@@ -23,9 +23,7 @@ def wake_wake(
 
 def wake_sleep(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Wake-phase theta, sleep-phase phi on K dreams per datum; the paper's WS (sections 3.1, 4)."""
-    z, log_q = q.sample(x, num_particles, noise)
-    theta_loss = estimators.wake_theta_loss(p.log_joint(z, x), log_q)
-    return theta_loss + _sleep_loss(p, q, x, num_particles, noise)
+    return wake_theta(p, q, x, num_particles, noise) + _sleep_loss(p, q, x, num_particles, noise)
 
 
 def _sleep_loss(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
@@ -70,9 +68,5 @@ def defensive_particles(p, q, x, num_particles, noise, delta):
     z_q, log_q_of_draw = q.sample(x, num_particles, noise)
     z_r, log_r = p.sample_defensive(x, num_particles, noise)
     from_r = noise.uniform(num_particles, batch_size(x)) < delta
-    z = tree_map(lambda a, b: torch.where(_expand(from_r, a), a, b), z_r, z_q)
+    z = tree_map(lambda a, b: torch.where(from_r.view(*from_r.shape, *[1] * (a.ndim - 2)), a, b), z_r, z_q)
     return z, q.log_prob(z, x), log_r, log_q_of_draw
-
-
-def _expand(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.view(mask.shape + (1,) * (like.ndim - mask.ndim))

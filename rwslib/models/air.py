@@ -169,10 +169,9 @@ class GenerativeModel(nn.Module):
         with torch.no_grad():
             self.decoder[-1].weight.mul_(0.25)  # the authors' output multiplier, at the start
             self.decoder[-1].bias.fill_(ink)
-        (mean, sd), shift = scale_prior, (0.0, 1.0)
-        self.register_buffer("where_mean", torch.tensor([mean, mean, shift[0], shift[0]]), persistent=False)
-        log_sd = torch.tensor([sd, sd, shift[1], shift[1]]).log()
-        self.register_buffer("where_log_sd", log_sd, persistent=False)
+        mean, sd = scale_prior
+        self.register_buffer("where_mean", torch.tensor([mean, mean, 0.0, 0.0]), persistent=False)
+        self.register_buffer("where_log_sd", torch.tensor([sd, sd, 1.0, 1.0]).log(), persistent=False)
 
     def log_count(self) -> Tensor:
         """``log p(n)``, ``[4]``."""

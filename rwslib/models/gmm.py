@@ -42,9 +42,8 @@ def sample_categories(log_probs: Tensor, uniform: Tensor) -> Tensor:
         cdf = probs.cumsum(dim=0)[:-1].clone(memory_format=layout)
         return torch.searchsorted(cdf, uniform.clone(memory_format=layout), out_int32=True)
     cdf = probs.mT.cumsum(dim=0)[:-1]
-    return (uniform > cdf.view(len(cdf), *[1] * (uniform.ndim - 1), cdf.shape[-1])).sum(
-        dim=0, dtype=torch.int32
-    )
+    cdf = cdf.view(len(cdf), *[1] * (uniform.ndim - 1), cdf.shape[-1])
+    return (uniform > cdf).sum(dim=0, dtype=torch.int32)
 
 
 class GMM(nn.Module):

@@ -177,16 +177,12 @@ def summary(claims: Mapping[str, Entry]) -> str:
     return f"{table(['claims about', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
 
 
-def counts_of(name: str, count: int) -> str:
-    """So many claims with one verdict, in words: "2 hold", "1 is split"."""
-    one, many = SAID[name]
-    return f"{count} {one if count == 1 else many}"
-
-
 def counted(entries: Iterable[Entry]) -> str:
     """Claims by verdict, in words: "12 hold, 4 are split and 1 fails"."""
     verdicts = Counter(entry["verdict"] for entry in entries)
-    return listed(counts_of(name, verdicts[name]) for name in VERDICTS if verdicts[name])
+    return listed(
+        f"{verdicts[name]} {words[verdicts[name] > 1]}" for name, words in SAID.items() if verdicts[name]
+    )
 
 
 def chapter_bar(notebook: Path) -> str:
@@ -298,13 +294,8 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
         lines += [f"**Shown in** {', '.join(links)}.", ""]
     if "parts" in entry:
         rows = [
-            [
-                f"[{part}](#{part.lower()})",
-                claims[part]["says"],
-                bar(sides([claims[part]])),
-                badge(claims[part]["verdict"]),
-            ]
-            for part in entry["parts"]
+            [f"[{part}](#{part.lower()})", of["says"], bar(sides([of])), badge(of["verdict"])]
+            for part, of in ((part, claims[part]) for part in entry["parts"])
         ]
         lines += [table(["part", "says", "effects", "verdict"], rows, wide=False)]
     elif entry["effects"]:
@@ -324,16 +315,10 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
 
 def what_matters() -> str:
     """The smallest difference that matters of every quantity, with the reason."""
-    rows = [
-        [
-            name,
-            f"{number(quantity.smallest, sign=False)} {quantity.unit}".removesuffix(
-                "s" * (quantity.smallest == 1)
-            ),
-            quantity.reason,
-        ]
-        for name, quantity in QUANTITIES.items()
-    ]
+    rows = []
+    for name, quantity in QUANTITIES.items():
+        unit = quantity.unit.removesuffix("s" * (quantity.smallest == 1))
+        rows.append([name, f"{number(quantity.smallest, sign=False)} {unit}", quantity.reason])
     return table(["quantity", "smallest difference that matters", "why"], rows, wide=False)
 
 

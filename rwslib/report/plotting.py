@@ -38,8 +38,7 @@ def use_style() -> None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # outside a notebook
         return
-    options = {"bbox_inches": "tight", "facecolor": "none", "metadata": {"Date": None}}
-    set_matplotlib_formats("svg", **options)
+    set_matplotlib_formats("svg", bbox_inches="tight", facecolor="none", metadata={"Date": None})
 
 
 def method_style(name: str) -> dict[str, object]:
@@ -57,9 +56,8 @@ def method_style(name: str) -> dict[str, object]:
     if style and first[style] == name:
         color, linestyle = style
     else:
-        i = [other for other, row in METHODS.items() if not row.style or first[row.style] != other].index(
-            name
-        )
+        others = [other for other, row in METHODS.items() if not row.style or first[row.style] != other]
+        i = others.index(name)
         color, linestyle = _OTHER_COLORS[i % 4], _OTHER_LINES[i // 4 % 4]
     return {"color": color, "linestyle": linestyle, "label": METHODS[name].title}
 
@@ -126,8 +124,7 @@ def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), thresho
     ax.set(xlim=(-0.7, probs.shape[1] - 0.3), ylim=(len(probs) - 0.4, -0.6), xticks=[], aspect="equal")
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(length=0, labelsize=7)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
 def plot_images(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:
@@ -144,8 +141,7 @@ def plot_images(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> Non
     ax.set(xticks=[], yticks=[])
     ax.set_yticks((np.arange(len(labels)) + 0.5) * side, labels)
     ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
 def shared_legend(figure: mpl.figure.Figure, ax: Axes, **options: object) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -13,18 +12,6 @@ from safetensors import SafetensorError
 
 from rwslib import files
 from rwslib.training.optimizers import Tensors
-
-
-class Progress(NamedTuple):
-    """How far a checkpoint is: its iteration, that of the end, and the seconds it took."""
-
-    iteration: int
-    asked: int | None
-    seconds: float
-
-
-class OtherRun(ValueError):
-    """A checkpoint of a run that differs in more than its length."""
 
 
 @dataclass(frozen=True)
@@ -93,41 +80,37 @@ class State:
             identity = identity | {f"shape of {name}": str(list(v.shape)) for name, v in self.params.items()}
             stored |= {f"shape of {name}": str(shapes.get(f"params/{name}")) for name in self.params}
             differs = [name for name, value in identity.items() if stored.get(name, value) != value]
-            if differs:
-                raise OtherRun(
-                    f"checkpoint {path} is of another run: its {differs[0]} is {stored[differs[0]]}, here it "
-                    f"is {identity[differs[0]]}; give each run a file of its own"
+            if not differs:
+                return State(
+                    iteration,
+                    seconds,
+                    {name: content[f"params/{name}"] for name in self.params},
+                    tuple(
+                        {name: content[f"moment{i}/{name}"] for name in moment}
+                        for i, moment in enumerate(self.moments)
+                    ),
+                    {
+                        name.removeprefix("curve/"): list(value.cpu().numpy())
+                        for name, value in content.items()
+                        if name.startswith("curve/")
+                    },
                 )
-            return State(
-                iteration,
-                seconds,
-                {name: content[f"params/{name}"] for name in self.params},
-                tuple(
-                    {name: content[f"moment{i}/{name}"] for name in moment}
-                    for i, moment in enumerate(self.moments)
-                ),
-                {
-                    name.removeprefix("curve/"): list(value.cpu().numpy())
-                    for name, value in content.items()
-                    if name.startswith("curve/")
-                },
-            )
-        except OtherRun:
-            raise
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"
             ) from error
+        raise ValueError(
+            f"checkpoint {path} is of another run: its {differs[0]} is {stored[differs[0]]}, here it "
+            f"is {identity[differs[0]]}; give each run a file of its own"
+        )
 
 
-def peek(path: Path) -> Progress:
-    """How far a checkpoint is, of which no more is read.
+def peek(path: Path) -> tuple[int, int | None, float]:
+    """How far a checkpoint is, of which no more is read: its iteration, that of the end, the seconds it took.
 
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
     metadata = files.metadata(path)
     asked = metadata.get("asked")
-    return Progress(
-        int(metadata["iteration"]), None if asked is None else int(asked), float(metadata["seconds"])
-    )
+    return int(metadata["iteration"]), None if asked is None else int(asked), float(metadata["seconds"])

@@ -98,10 +98,10 @@ class _Apply(nn.Module):
 
     def __init__(self, modules: nn.ModuleDict, function: Callable[..., Tensors]):
         super().__init__()
-        self.modules_, self.function = modules, function
+        self.parts, self.function = modules, function
 
     def forward(self) -> Tensors:
-        return self.function(self.modules_["p"], self.modules_["q"])
+        return self.function(self.parts["p"], self.parts["q"])
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Networks:
 
         advice = "take networks.each, which maps nothing"
         with torch.no_grad(), probe.mapping("map_modules", advice):
-            return vmap(one)({name.replace("parts.", "modules_."): v for name, v in self.params.items()})
+            return vmap(one)(self.params)
 
     def modules(self, index: int) -> nn.ModuleDict:
         """A copy of the modules with the parameters of the replicate at this index."""
@@ -146,10 +146,8 @@ class Networks:
 
     def phi_gradients(self, x: Tree, num_samples: int) -> Tensor:
         """Fresh estimates of phi's gradient at these parameters, ``[R, num_samples, D_phi]``."""
-        problem, names = (
-            self.objective.problem,
-            [n for n in self.objective.trained if n.startswith("parts.q.")],
-        )
+        problem = self.objective.problem
+        names = [name for name in self.objective.trained if name.startswith("parts.q.")]
         progress = problem.progress(self.iteration)
 
         def phi_gradient(params: Tensors, uniform: Tensor, normal: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from numbers import Integral
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def check_kinds(problem: Any) -> None:
     require(isinstance(problem.phases, tuple | list), "phases", "a tuple of phases", problem.phases)
 
 
-def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
+def check_arguments(problem: Any, parts: nn.ModuleDict) -> None:
     """Refuse arguments of a problem that do not fit each other, or that nothing would read.
 
     Raises:
@@ -68,36 +67,33 @@ def check_arguments(problem: Any, parts: nn.ModuleDict, device: str) -> None:
         num_data, size = problem.epoch
         require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
     for name in ("num_iterations", "log_every"):
-        require(
-            _whole(getattr(problem, name), 1), name, "a whole number of at least 1", getattr(problem, name)
-        )
+        value = getattr(problem, name)
+        require(_whole(value, 1), name, "a whole number of at least 1", value)
     few = f"a whole number of at least {method.min_particles} for method {method.title}"
     require(_whole(problem.num_particles, method.min_particles), "num_particles", few, problem.num_particles)
     whole = problem.num_iterations % problem.log_every == 0
     require(whole, "log_every", f"a divisor of num_iterations = {problem.num_iterations}", problem.log_every)
     require(not isinstance(problem.extensible, str), "extensible", "a tuple of names", problem.extensible)
-    _check_rate(problem, device)
-    _check_options(problem, device)
+    _check_rate(problem)
+    _check_options(problem)
     _check_parts(problem, parts)
 
 
-def _check_rate(problem: Any, device: str) -> None:
+def _check_rate(problem: Any) -> None:
     rate, allowed = problem.learning_rate, "a positive number, or a function that gives one for an iteration"
     if callable(rate):
-        rate = rate(torch.zeros((), dtype=torch.float64, device=device))
-        require(
-            torch.as_tensor(rate).ndim == 0 and 0 <= float(rate) < math.inf, "learning_rate", allowed, rate
-        )
-        return
-    try:
-        fine = not isinstance(rate, str) and 0 < float(rate) < math.inf
-    except (TypeError, ValueError):
-        fine = False
+        rate = rate(torch.zeros((), dtype=torch.float64, device=problem.device))
+        fine = torch.as_tensor(rate).ndim == 0 and 0 <= float(rate) < math.inf
+    else:
+        try:
+            fine = not isinstance(rate, str) and 0 < float(rate) < math.inf
+        except (TypeError, ValueError):
+            fine = False
     require(fine, "learning_rate", allowed, rate)
 
 
-def _check_options(problem: Any, device: str) -> None:
-    options, method = problem.options(torch.zeros((), device=device)), problem.method
+def _check_options(problem: Any) -> None:
+    options, method = problem.options(torch.zeros((), device=problem.device)), problem.method
     require(isinstance(options, dict), "options", "a function that returns a dict", options)
     unknown = [name for name in options if name not in method.options]
     takes = (
@@ -109,7 +105,7 @@ def _check_options(problem: Any, device: str) -> None:
     for name, value in options.items():
         option = method.options[name]
         plain = value.tolist() if isinstance(value, Tensor) else value
-        (replace(option, start=None) if option.start is not None else option).check(name, plain)
+        replace(option, start=None).check(name, plain)
 
 
 def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
@@ -124,12 +120,8 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
         if name not in needed:
             raise ValueError(f"build returns a {name!r}, which method {method.title} does not read")
     if method.control_variate == "variance":
-        require(
-            problem.mapped,
-            "mapped",
-            f"True for method {method.title}, whose control variate is trained through the gradient",
-            problem.mapped,
-        )
+        allowed = f"True for method {method.title}, whose control variate is trained through the gradient"
+        require(problem.mapped, "mapped", allowed, problem.mapped)
         learns = any(value.requires_grad for value in parts["q"].parameters())
         require(learns, "q", f"trainable for method {method.title}", "frozen parameters alone")
     learns = any(value.requires_grad for value in parts.parameters())
@@ -151,16 +143,13 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
 # -- one call ------------------------------------------------------------------------------------------
 
 
-def try_problem(
-    problem: Any, parts: nn.ModuleDict, rows: Tensor, device: str
-) -> tuple[list[dict[str, int]], set[str]]:
+def try_problem(problem: Any, parts: nn.ModuleDict, rows: Tensor) -> tuple[list[dict[str, int]], set[str]]:
     """Call a problem's functions once, as training does, and look at all that they return.
 
     Args:
         problem: what is to be trained.
         parts: the modules of one replicate; they stay as they are.
         rows: the data's turn of a first batch, ``[B]``.
-        device: where the modules are.
 
     Returns:
         How many random numbers of each kind a step takes, for each phase and at the end for the method,
@@ -169,11 +158,11 @@ def try_problem(
     Raises:
         ValueError: with one sentence that names function, shape, dtype and method.
     """
-    copies, numbers = copy.deepcopy(parts), []
+    copies, numbers, device = copy.deepcopy(parts), [], problem.device
     with global_generators(0, device) as touched, torch.enable_grad():
         for phase in (*problem.phases, None):
             noise = Noise(0, device=device)
-            x = _draw(problem, noise, rows, device)
+            x = _draw(problem, noise, rows)
             loss = _losses(problem, copies, x, noise, phase)
             _check_reached(problem, copies, loss, phase)
             numbers.append(noise.used)
@@ -201,10 +190,10 @@ def try_problem(
     return numbers, {f"parts.{name}" for name in changed}
 
 
-def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
+def _draw(problem: Any, noise: Noise, rows: Tensor) -> Any:
     x = problem.draw_batch(noise, rows)
-    _check_repeats(problem, rows, device)
-    size = size_of(x)
+    _check_repeats(problem, rows)
+    size, device = size_of(x), problem.device
     if problem.epoch is None and size == 0:
         raise ValueError(
             "draw_batch returns an empty batch: without epoch=(number of data, batch size) its rows are empty"
@@ -239,12 +228,12 @@ def _draw(problem: Any, noise: Noise, rows: Tensor, device: str) -> Any:
     return x
 
 
-def _check_repeats(problem: Any, rows: Tensor, device: str) -> None:
+def _check_repeats(problem: Any, rows: Tensor) -> None:
     """Refuse a batch that is not made of its noise and rows alone, as that of an iterator."""
     batches = []
     for _ in range(2):
-        with global_generators(1, device):
-            batches.append(leaves(problem.draw_batch(Noise(0, device=device), rows)))
+        with global_generators(1, problem.device):
+            batches.append(leaves(problem.draw_batch(Noise(0, device=problem.device), rows)))
     pairs = zip(*batches, strict=False)
     same = len(batches[0]) == len(batches[1]) and all(
         a.shape == b.shape and bool(((a == b) | (a != a)).all())
@@ -353,7 +342,7 @@ def mapping(what: str, advice: str, errors: type[Exception] = RuntimeError) -> I
 
 
 def metric_values(
-    metrics: Any, num_replicates: int, curves: Mapping[str, list] = MappingProxyType({}), of: str = "evaluate"
+    metrics: Any, num_replicates: int, curves: Mapping[str, list], of: str = "evaluate"
 ) -> dict[str, np.ndarray]:
     """What ``evaluate``, or another function of a problem, returned, as float32 arrays ``[R, ...]``.
 

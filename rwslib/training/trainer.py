@@ -111,10 +111,10 @@ class Trainer:
             raise ValueError("replicates must hold at least one index, got none")
         probe.check_kinds(problem)
         parts, starts = build(problem, self.replicates)
-        probe.check_arguments(problem, parts, self.device)
+        probe.check_arguments(problem, parts)
         self._order = EpochOrder(problem.seed, self.replicates, problem.epoch, self.device)
         rows = self._order.rows(0, 1)[:1, 0]
-        self._numbers, changing = probe.try_problem(problem, parts, rows[0], self.device)
+        self._numbers, changing = probe.try_problem(problem, parts, rows[0])
         self.params = stack(starts, parts, changing)
         self._objectives = [Objective(problem, parts, phase, changing) for phase in (*problem.phases, None)]
         if problem.mapped:
@@ -199,9 +199,6 @@ class Trainer:
         # at once, so that an interruption finds whole curves
         self.curves = self.curves | {k: [*self.curves.get(k, ()), value] for k, value in values.items()}
 
-    def _is_logged(self) -> bool:
-        return bool(self.curves) and self.curves["iteration"][-1] == np.float32(self.iteration)
-
     def train(self, checkpoint: Path | str | None = None, progress: bool = False) -> dict[str, np.ndarray]:
         """Train to the end, resuming from the checkpoint if there is one.
 
@@ -246,7 +243,8 @@ class Trainer:
     def _train_to_the_end(self, checkpoint: Path | None, begun: float, bar: tqdm) -> None:
         """Train block by block; log and save when it is time."""
         saved = time.monotonic()
-        if self.iteration % self.problem.log_every == 0 and not self._is_logged():
+        logged = bool(self.curves) and self.curves["iteration"][-1] == np.float32(self.iteration)
+        if self.iteration % self.problem.log_every == 0 and not logged:
             self.log()
         while self.iteration < self.problem.num_iterations:
             self.train_block()

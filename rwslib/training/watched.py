@@ -47,11 +47,12 @@ class Watched(nn.Module):
         part = self.__dict__["_modules"].get("part")
         if part is None or name == "part":
             return super().__getattr__(name)
+        arguments = _arguments(self.name, name)
         if not hasattr(part, name):
-            signature = _signature(self.name, name)
-            raise MissingFunction(f"{self.name} has no {name}{signature or ''}, which {self.method} needs")
+            signature = "" if arguments is None else f"({', '.join(arguments)})"
+            raise MissingFunction(f"{self.name} has no {name}{signature}, which {self.method} needs")
         value = getattr(part, name)
-        if _signature(self.name, name) is None or not callable(value):
+        if arguments is None or not callable(value):
             return value
         return lambda *args, **kwargs: self._watch(name, value, *args, **kwargs)
 
@@ -73,7 +74,7 @@ class Watched(nn.Module):
 
     def _watch(self, name: str, function: Callable, *args: Any, called: str = "", **kwargs: Any) -> Any:
         where = f"{self.name}.{called or name}"
-        given = _bind(self.name, name, args, kwargs)
+        given = {**dict(zip(_arguments(self.name, name) or (), args, strict=False)), **kwargs}
         try:
             result = function(*args, **kwargs)
         except OUT_OF_MEMORY:
@@ -184,24 +185,11 @@ class Misfit(ValueError):
     """A function of a model, or a method, returns something else than ``rwslib.protocols`` says."""
 
 
-def _protocol_function(part: str, name: str) -> Callable | None:
-    found = (getattr(protocol, name, None) for protocol in _PARTS.get(part, ()))
-    return next(filter(inspect.isfunction, found), None)
-
-
-def _signature(part: str, name: str) -> str | None:
+def _arguments(part: str, name: str) -> list[str] | None:
     """The arguments of a function of the protocols, as a caller sees them; None if it is none of theirs."""
-    function = _protocol_function(part, name)
-    if function is None:
-        return None
-    return f"({', '.join(list(inspect.signature(function).parameters)[1:])})"
-
-
-def _bind(part: str, name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    function = _protocol_function(part, name)
-    assert function is not None, "only functions of protocols are watched"
-    names = list(inspect.signature(function).parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    found = (getattr(protocol, name, None) for protocol in _PARTS.get(part, ()))
+    function = next(filter(inspect.isfunction, found), None)
+    return None if function is None else list(inspect.signature(function).parameters)[1:]
 
 
 def describe(value: Any) -> str:

@@ -287,12 +287,6 @@ def listed(words: Iterable[object]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def counts(effects: Effects) -> dict[str, int]:
-    """How many effects are on each side, in the order of ``SIDES``."""
-    found = Counter(effect.side for effect in effects.values())
-    return {side: found[side] for side in SIDES}
-
-
 def all_of(number: int) -> str:
     """So many and no more, in words: "both", "all 3"."""
     return "both" if number == 2 else f"all {number}"
@@ -300,7 +294,8 @@ def all_of(number: int) -> str:
 
 def in_words(effects: Effects) -> str:
     """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
-    parts = [f"{count} {SIDES[side][count > 1]}" for side, count in counts(effects).items() if count]
+    found = Counter(effect.side for effect in effects.values())
+    parts = [f"{found[side]} {words[found[side] > 1]}" for side, words in SIDES.items() if found[side]]
     if len(parts) > 1:
         return f"of {len(effects)} effects {listed(parts)}"
     if not parts:

@@ -16,22 +16,6 @@ OTHERS = ("ws", "ww", *BOUND_METHODS)  # than δ-WW
 TERMS, SLOPES, BIAS = "log ratio of the two terms", "slope of the signal-to-noise ratio", "bias"
 
 
-def ends(evidence: Evidence) -> tuple[int, ...]:
-    """The fewest and the most particles, once where they are the same; none without runs."""
-    Ks = evidence.particles
-    return tuple(dict.fromkeys((Ks[0], Ks[-1]))) if Ks else ()
-
-
-def few(evidence: Evidence) -> tuple[int, ...]:
-    """The fewest particles."""
-    return ends(evidence)[:1]
-
-
-def many(evidence: Evidence) -> tuple[int, ...]:
-    """The most particles."""
-    return ends(evidence)[-1:]
-
-
 def steps(evidence: Evidence, quantity: str, methods: Sequence[str], sign: int) -> list[Effect]:
     """Rise (or fall) of a quantity with each step in particles, under each method."""
     return [effect for method in methods for effect in evidence.steps(quantity, method, sign=sign)]
@@ -178,7 +162,7 @@ RULES = (
         "WW learns the best model with many particles, δ-WW aside",
         P_ABOVE,
         FIGURE,
-        lambda e: worse(e, "error of p", OTHERS, ("ww",), *many(e)),
+        lambda e: worse(e, "error of p", OTHERS, ("ww",), *e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -188,7 +172,7 @@ RULES = (
         "difference of the iterations until the error of p(z) is below 0.05, in per cent of the run; "
         "twice the run where it never is",
         FIGURE,
-        lambda e: worse(e, "time until the error of p is 0.05", OTHERS, ("ww",), *many(e)),
+        lambda e: worse(e, "time until the error of p is 0.05", OTHERS, ("ww",), *e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -197,7 +181,7 @@ RULES = (
         "WW loses categories with few particles",
         GIVEN_UP,
         SUPPORT,
-        lambda e: gives_up(e, ("ww",), few(e)),
+        lambda e: gives_up(e, ("ww",), e.particles[:1]),
     ),
     Rule(
         "GMM-9a",
@@ -205,7 +189,7 @@ RULES = (
         "δ-WW keeps all categories with few particles",
         "half a category minus the number given up",
         SUPPORT,
-        lambda e: gives_up(e, ("dww",), few(e), -1),
+        lambda e: gives_up(e, ("dww",), e.particles[:1], -1),
     ),
     Rule(
         "GMM-9b",
@@ -225,7 +209,7 @@ RULES = (
         "WS loses categories with few and with many particles",
         GIVEN_UP,
         SUPPORT,
-        lambda e: gives_up(e, ("ws",), ends(e)),
+        lambda e: gives_up(e, ("ws",), sorted({*e.particles[:1], *e.particles[-1:]})),
     ),
     Rule(
         "GMM-11",
@@ -233,7 +217,7 @@ RULES = (
         "VIMCO and REINFORCE lose categories with few particles",
         GIVEN_UP,
         SUPPORT,
-        lambda e: gives_up(e, ("vimco", "reinforce"), few(e)),
+        lambda e: gives_up(e, ("vimco", "reinforce"), e.particles[:1]),
     ),
     Rule(
         "GMM-12a",
@@ -241,7 +225,10 @@ RULES = (
         "with many particles only WS loses categories",
         "number of categories given up by WS minus half of one; for the others with the other sign",
         SUPPORT,
-        lambda e: gives_up(e, ("ws",), many(e)) + gives_up(e, ("ww", "dww", *BOUND_METHODS), many(e), -1),
+        lambda e: (
+            gives_up(e, ("ws",), e.particles[-1:])
+            + gives_up(e, ("ww", "dww", *BOUND_METHODS), e.particles[-1:], -1)
+        ),
     ),
     Rule(
         "GMM-12b",
@@ -249,7 +236,7 @@ RULES = (
         "with many particles bound-climbing methods end worse than WW and δ-WW",
         P_ABOVE,
         FIGURE,
-        lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), *many(e)),
+        lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), *e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(

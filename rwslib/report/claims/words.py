@@ -38,15 +38,14 @@ def headline(runs: Runs) -> str:
 
     Medians over the replicates.
     """
-    Ks = Evidence(runs).particles
-    if not Ks or any(not runs.get((m, K)) for m in ("ww", "dww", "vimco") for K in (Ks[0], Ks[-1])):
+    evidence = Evidence(runs)
+    Ks = evidence.particles
+    if not Ks or any((m, K) not in evidence.runs for m in ("ww", "dww", "vimco") for K in (Ks[0], Ks[-1])):
         return ""
     few, many = Ks[0], Ks[-1]
 
     def median(metric: str, method: str, K: int) -> float:
-        record = runs[method, K]
-        assert record is not None  # looked at above
-        return float(np.median(record.metrics[f"{metric}_final"]))
+        return float(np.median(evidence.runs[method, K].metrics[f"{metric}_final"]))
 
     models = [f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco")]
     ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
