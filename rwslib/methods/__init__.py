@@ -176,7 +176,7 @@ _K = "K samples of q; K evaluations of p and q"
 _2K = "2K samples of q, K of r; 2K evaluations of p, 3K of q"
 _DREAMS = "K samples of q, K of p; K evaluations of p, 2K of q"
 _PATH = "K samples of q; 2K evaluations of p and q"
-_RELAXED = "K relaxed samples; every branch of p"
+_RELAXED = "K relaxed samples; K evaluations of p between categories"
 METHODS = {
     "ws": Method("WS", wake_sleep, "hinton1995wake", _DREAMS, ("#009E73", "-"), follows="dreams"),
     "ww": Method(
@@ -304,7 +304,7 @@ METHODS = {
         "Straight-through",
         straight_through,
         "bengio2013estimating",
-        f"{_K}; every branch of p",
+        f"{_K}; p between categories, too",
         ("#BCBD22", "-."),
         follows="ELBO",
         latent="categorical",
@@ -313,7 +313,7 @@ METHODS = {
         "ST Gumbel-softmax",
         gumbel_straight_through,
         "jang2017categorical",
-        f"{_K}; every branch of p",
+        f"{_K}; p between categories, too",
         ("#E377C2", "-."),
         follows="ELBO",
         latent="categorical",
@@ -323,7 +323,7 @@ METHODS = {
         "ReinMax",
         reinmax,
         "liu2023bridging",
-        f"{_K}; every branch of p",
+        f"{_K}; p between categories, too",
         ("#7B3294", "-."),
         follows="ELBO",
         latent="categorical",
