@@ -135,7 +135,7 @@ RULES = (
     Rule(
         "GMM-5a",
         BOTTOM,
-        "Concrete has a quieter gradient than VIMCO",
+        "Concrete has a quieter gradient than VIMCO, averaged over training",
         "logarithm of the ratio of the gradients' spreads, averaged over training",
         FIGURE,
         lambda e: quieter(e, ("concrete",), ("vimco",)),
@@ -242,7 +242,7 @@ RULES = (
     Rule(
         "GMM-13",
         "text",
-        "δ-WW is robust to δ: errors within a factor of two of those at δ = 0.2",
+        "δ-WW is robust to δ: the error of p(z) stays within a factor of two of that at δ = 0.2",
         "logarithm of two, minus the distance of the logarithms of the median final errors of p(z)",
         ("gmm-delta",),
         within_factor_two,
