@@ -689,7 +689,7 @@ def test_latents_and_options_of_other_kinds_pass():
     for given in (torch.tensor([0.0, 0.5, 1.0]), (0.0, 0.5, 1.0)):
         which = problem("tvo", options=lambda progress, given=given: {"partition": given})
         Trainer(which, [0], compiled=False)._identity()
-    Trainer(problem(p=Model, q=Listed, mapped=False), [0])
+    Trainer(problem(p=Model, q=Listed, mapped=False, num_particles=20), [0])  # all 20 drawn, however unlikely
 
 
 def test_log_probabilities_must_sum_to_one():

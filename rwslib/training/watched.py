@@ -247,8 +247,7 @@ def _check_lead(what: str, tree: Any, names: str, shape: tuple[int | None, ...])
 
 
 def _check_draws(z: Any, log_q: Tensor) -> None:
-    tensors = [leaf for leaf in leaves(z) if isinstance(leaf, Tensor)]
-    same = len(log_q) > 1 and all(torch.equal(leaf, leaf[:1].expand_as(leaf)) for leaf in tensors)
+    same = all(isinstance(t, Tensor) and torch.equal(t, t[:1].expand_as(t)) for t in leaves(z))
     if same and log_q[1:].sum() < math.log(1e-9):  # the chance of the particles after the first
         raise Misfit("z with particles of their own, but all are the same: one draw for all, or an arg max?")
 
