@@ -9,6 +9,7 @@ import torch
 from toys import all_tuples
 
 from rwslib import methods
+from rwslib.evaluation import annealed_estimates, importance_estimates
 from rwslib.experiments import SBNConfig, run, sbn
 from rwslib.methods import METHODS, usable
 from rwslib.models.sbn import GenerativeModel, InferenceNetwork
@@ -45,6 +46,70 @@ def test_evidence_by_enumeration_is_the_importance_estimate(latents, hidden):
     error = ratio.std(dim=0) / math.sqrt(len(ratio))
     assert ((ratio.mean(dim=0) - 1).abs() < 5 * error).all()
     assert (error < 0.05).all()
+
+
+def far_networks(latents, hidden):
+    """Networks of which the inference network is several nats from the posterior."""
+    p, q, x = networks(latents, hidden)
+    with torch.no_grad():
+        for module, factor in ((p, 8), (q, -4)):
+            for value in module.parameters():
+                value.mul_(factor)
+        exact = torch.logsumexp(p.log_joint(all_vectors(len(x)), x), dim=0)
+    return p, q, x, exact
+
+
+@LAYERS
+def test_the_annealed_evidence_is_that_by_enumeration(latents, hidden):
+    p, q, x, exact = far_networks(latents, hidden)
+    num_chains = 500
+    found = annealed_estimates(p, q, x, num_chains, 200, Noise(3), images_at_once=3)
+    error = (1 / found["ess"] - 1 / num_chains).sqrt()
+    assert (error < 0.25).all()
+    assert (((found["log_marginal"] - exact).exp() - 1).abs() < 4 * error).all()
+    plain = importance_estimates(p, q, x, num_chains, Noise(3))
+    assert (found["ess"] > 2 * plain["ess"]).all()  # what annealing is for
+
+
+def test_annealing_in_one_step_is_importance_sampling():
+    p, q, x, _ = far_networks((10,), ())
+    found = annealed_estimates(p, q, x, 7, 1, Noise(3))
+    plain = importance_estimates(p, q, x, 7, Noise(3))
+    for name, values in found.items():
+        torch.testing.assert_close(values, plain[name])
+
+
+def test_only_coins_are_annealed():
+    p, q, x, _ = far_networks((10,), ())
+
+    class Halves(type(q)):
+        def sample(self, x, num_particles, noise):
+            z, log_q = super().sample(x, num_particles, noise)
+            return z / 2, log_q
+
+    halves = Halves((10,), num_pixels=PIXELS)
+    with pytest.raises(ValueError, match="z must hold coins 0 and 1"):
+        annealed_estimates(p, halves, x.float(), 3, 5, Noise(1))
+    for name, arguments in {
+        "num_chains": (0, 5, Noise(1)),
+        "num_steps": (3, 0, Noise(1)),
+        "step_size": (3, 5, Noise(1), 0.0),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            annealed_estimates(p, q, x, *arguments)
+
+
+def test_a_run_can_end_with_annealing(tmp_path):
+    short = {"dataset": "digits", "latents": (6,), "num_iterations": 3, "num_runs": 2, "eval_images": 20}
+    found = run(SBNConfig("ww", 4, annealing=5, **short), results_dir=tmp_path).metrics
+    plain = run(SBNConfig("ww", 4, **short), results_dir=tmp_path).metrics
+    assert {name: found[name].tolist() for name in plain} == {n: v.tolist() for n, v in plain.items()}
+    more = {name for name in found if name not in plain}
+    names = ("annealed_log_marginal", "annealed_kl_q_p", "annealed_ess")
+    assert more == {name + end for name in names for end in ("", "_se")}
+    np.testing.assert_allclose(
+        found["annealed_kl_q_p"], found["annealed_log_marginal"] - found["elbo"], rtol=1e-5
+    )
 
 
 @LAYERS

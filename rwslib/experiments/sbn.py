@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.evaluation import gradient_std, importance_estimates
+from rwslib.evaluation import annealed_estimates, gradient_std, importance_estimates
 from rwslib.experiments.common import (
     check_common,
     checked,
@@ -32,6 +32,7 @@ NUM_LOGS = 20
 CURVE_IMAGES = 200
 CURVE_PARTICLES = 50  # of the test curve, the same for every K so that runs compare
 GRADIENT_IMAGES, NUM_GRADIENTS = 20, 30
+ANNEALED_CHAINS = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class SBNConfig:
         learning_rate: of Adam.
         eval_particles: particles of the final log marginal, KL and effective sample size.
         eval_images: test images of those, evenly spaced.
+        annealing: steps of annealed importance sampling, for a final log marginal and KL that rest less on
+            the inference network, with ten chains; 0 for none.
         seed: of everything random, at least 1.
         center_weights: subtract 1/K from the wake-phi weights (ww); False if None.
         delta: weight of fair coins in the proposal (dww); 0.2 if None.
@@ -70,6 +73,7 @@ class SBNConfig:
     learning_rate: float = 1e-3
     eval_particles: int = checked(whole(1), 1000)
     eval_images: int = checked(whole(2), 1000)
+    annealing: int = checked(whole(0), 0, before=0)
     seed: int = 1
     center_weights: bool | None = None
     delta: float | None = None
@@ -126,9 +130,13 @@ def problem(config: SBNConfig, device: str = "cpu") -> Problem:
 
         def estimates(replicate: int, parts: Any) -> dict[str, Tensor]:
             noise, count = Noise(config.seed, replicate, 0, FINALS, device=device), config.eval_particles
-            return with_errors(
-                importance_estimates(parts["p"], parts["q"], x, count, noise, rows_at_once=10_000)
-            )
+            found = importance_estimates(parts["p"], parts["q"], x, count, noise, rows_at_once=10_000)
+            if config.annealing:
+                steps = ANNEALED_CHAINS, config.annealing
+                annealed = annealed_estimates(parts["p"], parts["q"], x, *steps, noise)
+                annealed["kl_q_p"] = annealed["log_marginal"] - found["elbo"]
+                found |= {f"annealed_{name}": values for name, values in annealed.items()}
+            return with_errors(found)
 
         return metrics | networks.each(estimates)
 
