@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn import functional as F
 
-from rwslib.checks import check_counts, check_precision, require
+from rwslib.checks import check_counts, check_precision
 from rwslib.estimators import normalized_weights
 from rwslib.noise import Noise, Tape
 from rwslib.trees import Tree, batch_size, leaves, split
@@ -127,84 +126,6 @@ def importance_estimates(
             ess = (2 * log_z - log_z_squared).exp()
             pieces.append(torch.stack([log_marginal, log_marginal - elbo, elbo, ess]))
     return dict(zip(("log_marginal", "kl_q_p", "elbo", "ess"), torch.cat(pieces, dim=1), strict=True))
-
-
-def annealed_estimates(
-    p: Any,
-    q: Any,
-    x: Tree,
-    num_chains: int,
-    num_steps: int,
-    noise: Noise,
-    step_size: float = 0.15,
-    images_at_once: int = 50,
-) -> dict[str, Tensor]:
-    r"""Log evidence of every datum where latents are coins, by annealed importance sampling (Neal 2001).
-
-    A chain starts as a particle of q and moves towards the posterior on the way
-    :math:`q^{1 - \beta} p^\beta`, so that the estimate rests on q far less than that of
-    ``importance_estimates`` does.  A move proposes to flip every coin by the gradient of the
-    log-densities, and is accepted or refused as a whole (Zhang et al. 2022).
-
-    Args:
-        p, q: generative model and inference network, as ``rwslib.protocols`` has them; their log-densities
-            take floating point coins ``[K, B, D]`` and have a gradient in them.
-        x: data ``[N, ...]``, a tensor or a tree of them (``rwslib.trees``).
-        num_chains: per datum.
-        num_steps: from beta 0 to 1, equally long, with a move between any two.
-        noise: where the particles and the moves come from.
-        step_size: of a move; smaller ones flip fewer coins and are accepted more often.
-        images_at_once: data in one piece.
-
-    Returns:
-        ``log_marginal [N]``, in expectation below ``log p(x)``, in nats; ``ess [N]``, the effective number
-        of chains.
-
-    Raises:
-        ValueError: no datum, chain or step, or latents that are no coins.
-    """
-    check_counts(num_chains=num_chains, num_steps=num_steps, images_at_once=images_at_once)
-    require(step_size > 0, "step_size", "above 0", step_size)
-
-    def state_at(z: Tensor, x: Tree) -> tuple[Tensor, ...]:
-        """Coins, both log-densities ``[K, B]`` and their slopes ``[K, B, D]``."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            logs = p.log_joint(z, x), q.log_prob(z, x)
-            slopes = [torch.autograd.grad(log.sum(), z)[0] for log in logs]
-        return z.detach(), *(log.detach() for log in logs), *slopes
-
-    def flip_logits(state: tuple[Tensor, ...], beta: float) -> Tensor:
-        z, _, _, slope_p, slope_q = state
-        return (0.5 - z) * (beta * slope_p + (1 - beta) * slope_q) - 1 / (2 * step_size)
-
-    def move(state: tuple[Tensor, ...], x: Tree, beta: float) -> tuple[Tensor, ...]:
-        there = flip_logits(state, beta)
-        flips = (noise.uniform(*there.shape) < torch.sigmoid(there)).to(there.dtype)
-        proposed = state_at((state[0] - flips).abs(), x)
-        back = flip_logits(proposed, beta)
-        (_, log_p, log_q, *_), (_, new_log_p, new_log_q, *_) = state, proposed
-        gain = beta * (new_log_p - log_p) + (1 - beta) * (new_log_q - log_q)
-        gain = gain + (flips * (back - there) - F.softplus(back) + F.softplus(there)).sum(dim=-1)
-        accepted = noise.uniform(*gain.shape).log() < gain
-        pairs = zip(proposed, state, strict=True)
-        return tuple(torch.where(accepted[(...,) + (None,) * (new.ndim - 2)], new, old) for new, old in pairs)
-
-    pieces = []
-    for some in split(x, images_at_once):
-        with torch.no_grad():
-            z, log_q = q.sample(some, num_chains, noise)
-            if not (isinstance(z, Tensor) and z.ndim == 3 and ((z == 0) | (z == 1)).all()):
-                raise ValueError("z must hold coins 0 and 1 of shape [K, B, D], q.sample returned others")
-            state, log_w = state_at(z.to(log_q.dtype), some), torch.zeros_like(log_q)
-            for step in range(1, num_steps + 1):
-                log_w = log_w + (state[1] - state[2]) / num_steps
-                if step < num_steps:
-                    state = move(state, some, step / num_steps)
-            log_z = torch.logsumexp(log_w, dim=0)
-            ess = (2 * log_z - torch.logsumexp(2 * log_w, dim=0)).exp()
-            pieces.append(torch.stack([log_z - math.log(num_chains), ess]))
-    return dict(zip(("log_marginal", "ess"), torch.cat(pieces, dim=1), strict=True))
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from toys import all_tuples
 
 from rwslib import methods
-from rwslib.evaluation import annealed_estimates, importance_estimates
+from rwslib.annealing import annealed_estimates
+from rwslib.evaluation import importance_estimates
 from rwslib.experiments import SBNConfig, run, sbn
 from rwslib.methods import METHODS, usable
 from rwslib.models.sbn import GenerativeModel, InferenceNetwork

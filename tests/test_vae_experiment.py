@@ -53,6 +53,7 @@ BAD = [
     ({"num_stages": 9}, "num_stages must be at most 8, got 9"),
     ({"num_stages": 1.5}, "num_stages"),
     ({"num_stages": "8"}, "num_stages must be a whole number .*, got '8'"),
+    ({"annealing": -1}, "annealing must be a whole number of at least 0, got -1"),
     ({"num_runs": 0}, "num_runs must be a whole number of at least 1, got 0"),
     ({"num_runs": None}, "num_runs"),
     ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
@@ -286,6 +287,18 @@ def checkpoints(folder):
     return sorted((folder / "vae").glob("*.checkpoint"))
 
 
+def test_annealing_is_added_to_a_run_without_training_it_again(tmp_path, monkeypatch):
+    plain = run(tiny(), tmp_path).metrics
+    monkeypatch.setattr(Trainer, "train_block", None)
+    found = run(tiny(annealing=4), tmp_path).metrics
+    assert {name: found[name].tolist() for name in plain} == {n: v.tolist() for n, v in plain.items()}
+    names = [f"annealed_{name}{end}" for name in ("log_marginal", "gain", "ess") for end in ("", "_se")]
+    assert found.keys() - plain.keys() == set(names)
+    assert all(np.isfinite(found[name]).all() for name in names)
+    without = found["annealed_log_marginal"] - found["annealed_gain"]  # of all images, there are few
+    np.testing.assert_allclose(without, plain["log_marginal"], rtol=1e-5)
+
+
 def test_a_record_has_the_documented_metrics(tmp_path):
     config = tiny(num_stages=2)
     assert stored(config, tmp_path) is None
@@ -310,7 +323,7 @@ def test_a_record_has_the_documented_metrics(tmp_path):
     assert ((metrics["ess"] >= 1) & (metrics["ess"] <= 20)).all()
     assert {value.shape[0] for value in record.weights().values()} == {2}
     assert record.weights()["q.mean.layers.0.weight"].shape == (2, 50, 200)
-    assert record.config == asdict(config)
+    assert record.config == records.plain(config)
 
 
 def test_the_recorded_log_marginals_follow_from_the_recorded_weights(tmp_path):

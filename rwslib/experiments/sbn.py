@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.evaluation import annealed_estimates, gradient_std, importance_estimates
+from rwslib.annealing import NUM_CHAINS, annealed_estimates
+from rwslib.evaluation import gradient_std, importance_estimates
 from rwslib.experiments.common import (
     check_common,
     checked,
@@ -32,7 +33,6 @@ NUM_LOGS = 20
 CURVE_IMAGES = 200
 CURVE_PARTICLES = 50  # of the test curve, the same for every K so that runs compare
 GRADIENT_IMAGES, NUM_GRADIENTS = 20, 30
-ANNEALED_CHAINS = 10
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def problem(config: SBNConfig, device: str = "cpu") -> Problem:
             noise, count = Noise(config.seed, replicate, 0, FINALS, device=device), config.eval_particles
             found = importance_estimates(parts["p"], parts["q"], x, count, noise, rows_at_once=10_000)
             if config.annealing:
-                steps = ANNEALED_CHAINS, config.annealing
+                steps = NUM_CHAINS, config.annealing
                 annealed = annealed_estimates(parts["p"], parts["q"], x, *steps, noise)
                 annealed["kl_q_p"] = annealed["log_marginal"] - found["elbo"]
                 found |= {f"annealed_{name}": values for name, values in annealed.items()}

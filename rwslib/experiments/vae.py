@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
+from rwslib.annealing import NUM_CHAINS, annealed_estimates
 from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import (
     check_common,
@@ -31,6 +32,7 @@ OFFERS = ("reparameterisable", "one_kind")  # to methods
 PAPER_STAGES = 8
 CURVE_IMAGES = 500
 CURVE_PARTICLES = 64  # of the test curve, the same for every K so that runs compare
+ANNEALED_IMAGES = 500
 GPU_ROWS = 200_000  # data times particles in one piece of an evaluation there
 RECORDED_IMAGES = 100  # test images whose own log marginals are recorded, for checking weights later
 
@@ -49,6 +51,8 @@ class VAEConfig:
         learning_rate: of Adam in the first stage; falls to a tenth over 8 stages, by equal factors rounded
             as in Burda et al.
         eval_particles: particles of the final log marginal, KL and effective sample size.
+        annealing: steps of annealed importance sampling on 500 test images, to learn by how much the final
+            log marginal is too low; 0 for none.
         precision: of the matrix products in training, "float32" or "bfloat16"; evaluation is in float32.
         seed: of everything random, at least 1.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
@@ -62,6 +66,7 @@ class VAEConfig:
     batch_size: int = 32
     learning_rate: float = 1e-3
     eval_particles: int = checked(whole(1), 5000)
+    annealing: int = checked(whole(0), 0, before=0)
     precision: str = checked(choice("float32", "bfloat16"), "float32")
     seed: int = 1
     wake_weight: float | None = None
@@ -136,7 +141,8 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
             parts: dict[str, Any] = build()
             for name, module in trained.items():
                 parts[name].to(device).load_state_dict(module.state_dict())
-            return final_metrics(parts["p"], parts["q"], x_test, config.eval_particles, noise)
+            sizes = config.eval_particles, noise, config.annealing
+            return final_metrics(parts["p"], parts["q"], x_test, *sizes)
 
         return networks.each(metrics)
 
@@ -155,24 +161,38 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
         options=partial(options_at, config),
         finish=finish,
         device=device,
-        extensible=("num_stages", "eval_particles"),
+        extensible=("num_stages", "eval_particles", "annealing"),
     )
 
 
 def final_metrics(
-    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
+    p: GenerativeModel,
+    q: InferenceNetwork,
+    x: Tensor,
+    num_particles: int,
+    noise: Noise,
+    annealing: int = 0,
 ) -> dict[str, Tensor]:
-    """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate."""
+    """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate.
+
+    With steps of annealing also the log marginal by it, of some images, and what it adds there.
+    """
     compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu"
     compiled = compiled and not why_not_compile()
     rows_at_once = 4000 if x.device.type == "cpu" else GPU_ROWS
     estimates = importance_estimates(
         p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
     )
+    annealed = {}
+    if annealing:
+        found = annealed_estimates(p, q, evenly(x, ANNEALED_IMAGES), NUM_CHAINS, annealing, noise)
+        found["gain"] = found["log_marginal"] - evenly(estimates["log_marginal"], ANNEALED_IMAGES)
+        annealed = {f"annealed_{name}": values for name, values in found.items()}
     with torch.no_grad():
         means = q.moments(x)[0]
     return {
         **with_errors(estimates),
+        **with_errors(annealed),
         "log_marginal_first": estimates["log_marginal"][:RECORDED_IMAGES],
         "active_units": active_units(means),
         "unit_variance": means.var(dim=0, correction=0),
