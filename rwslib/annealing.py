@@ -98,7 +98,7 @@ def annealed_estimates(
         of chains.
 
     Raises:
-        ValueError: no chain or step, or latents of another kind.
+        ValueError: no chain or step, latents of another kind, or a log-density without gradient in them.
     """
     check_counts(num_chains=num_chains, num_steps=num_steps, images_at_once=images_at_once)
     require(step_size is None or step_size > 0, "step_size", "above 0", step_size)
@@ -107,9 +107,9 @@ def annealed_estimates(
         """Latents, both log-densities ``[K, B]`` and their slopes ``[K, B, D]``."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            logs = p.log_joint(z, x), q.log_prob(z, x)
-            slopes = [torch.autograd.grad(log.sum(), z)[0] for log in logs]
-        return z.detach(), *(log.detach() for log in logs), *slopes
+            logs = {"log_joint": p.log_joint(z, x), "log_prob": q.log_prob(z, x)}
+            slopes = [_slope(name, log, z) for name, log in logs.items()]
+        return z.detach(), *(log.detach() for log in logs.values()), *slopes
 
     def move(moves: Flips | Drift, state: tuple[Tensor, ...], x: Tree, beta: float) -> tuple[Tensor, ...]:
         def mixed(of_p: Tensor, of_q: Tensor) -> Tensor:
@@ -139,6 +139,14 @@ def annealed_estimates(
             ess = (2 * log_z - torch.logsumexp(2 * log_w, dim=0)).exp()
             pieces.append(torch.stack([log_z - math.log(num_chains), ess]))
     return dict(zip(("log_marginal", "ess"), torch.cat(pieces, dim=1), strict=True))
+
+
+def _slope(name: str, log: Tensor, z: Tensor) -> Tensor:
+    """Gradient of log-densities ``[K, B]`` in the latents ``[K, B, D]``."""
+    slope = torch.autograd.grad(log.sum(), z, allow_unused=True)[0] if log.requires_grad else None
+    if slope is None:
+        raise ValueError(f"{name} must have a gradient in z for moves to follow, got none")
+    return slope
 
 
 def _moves_of(z: Any, q: Any, x: Tree, noise: Noise, step_size: float | None) -> Flips | Drift:

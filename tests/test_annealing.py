@@ -47,6 +47,37 @@ def test_the_annealed_evidence_is_that_in_closed_form(step_size):
     assert (found["ess"] > 2 * plain["ess"]).all()
 
 
+class Rounded(Sensor):
+    def log_joint(self, z, x):
+        return super().log_joint(z.round().detach(), x)
+
+
+class Whole(Guess):
+    def sample(self, x, num_particles, noise):
+        z, log_q = super().sample(x, num_particles, noise)
+        return z.long(), log_q
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "arguments", "message"),
+    [
+        (Rounded(), Guess(), (3, 5), "log_joint must have a gradient in z"),
+        (Sensor(), Whole(), (3, 5), "z must hold coins 0 and 1 or real numbers"),
+        (Sensor(), Guess(), (0, 5), "num_chains must be at least 1, got 0"),
+        (Sensor(), Guess(), (3, 0), "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_annealed_is_refused_in_one_sentence(p, q, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        annealed_estimates(p, q, torch.zeros(2).double(), *arguments, Noise(1))
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, math.nan])
+def test_steps_have_a_size(step_size):
+    with pytest.raises(ValueError, match="step_size must be above 0"):
+        annealed_estimates(Sensor(), Guess(), torch.zeros(2).double(), 3, 5, Noise(1), step_size)
+
+
 def test_flips_know_the_probability_of_their_way():
     """All ways between three coins, by enumeration: from each place they are one in total."""
     places = all_tuples(2, 3).T.double()  # [8, 3]

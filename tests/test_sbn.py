@@ -80,26 +80,6 @@ def test_annealing_in_one_step_is_importance_sampling():
         torch.testing.assert_close(values, plain[name])
 
 
-def test_only_coins_are_annealed():
-    p, q, x, _ = far_networks((10,), ())
-
-    class Halves(type(q)):
-        def sample(self, x, num_particles, noise):
-            z, log_q = super().sample(x, num_particles, noise)
-            return z / 2, log_q
-
-    halves = Halves((10,), num_pixels=PIXELS)
-    with pytest.raises(ValueError, match="z must hold coins 0 and 1"):
-        annealed_estimates(p, halves, x.float(), 3, 5, Noise(1))
-    for name, arguments in {
-        "num_chains": (0, 5, Noise(1)),
-        "num_steps": (3, 0, Noise(1)),
-        "step_size": (3, 5, Noise(1), 0.0),
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            annealed_estimates(p, q, x, *arguments)
-
-
 def test_a_run_can_end_with_annealing(tmp_path):
     short = {"dataset": "digits", "latents": (6,), "num_iterations": 3, "num_runs": 2, "eval_images": 20}
     found = run(SBNConfig("ww", 4, annealing=5, **short), results_dir=tmp_path).metrics
