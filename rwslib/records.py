@@ -123,6 +123,8 @@ def find(
 def load(path: Path, only: Collection[str] | None = None) -> RunRecord:
     """Read one record; of its metrics those named in ``only``, or all.
 
+    Of a curve in ``only`` whose last values are named as well, ``NAME_final``, these alone are read.
+
     Raises:
         ValueError: the folder does not hold one whole record of a format this version knows, or it
             cannot be read.
@@ -149,7 +151,10 @@ def _metrics(path: Path, only: Collection[str] | None) -> dict[str, np.ndarray]:
     content = path.read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if only is None or name in only}
+            names = [name for name in file.files if only is None or name in only]
+            if only is not None:  # where the last values are wanted, too, they suffice
+                names = [name for name in names if f"{name}_final" not in names]
+            return {name: file[name] for name in names}
     except MemoryError:
         raise
     except Exception as error:  # a wrong byte raises whatever zipfile, zlib, tokenize and struct have

@@ -104,7 +104,7 @@ def test_the_list_shows_records_damaged_ones_and_runs_that_were_begun(call, tmp_
     assert re.search(r"c{16} .*checkpoint .* is damaged", out)
 
 
-def test_five_hundred_records_are_listed_in_seconds(call, tmp_path):
+def test_five_hundred_records_are_listed_in_a_second(call, tmp_path):
     record = run(replace(CONFIG, num_iterations=100))
     for seed in range(2, 501):
         config = record.config | {"seed": seed}
@@ -113,7 +113,7 @@ def test_five_hundred_records_are_listed_in_seconds(call, tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     begun = time.process_time()
     assert len(call("list").out.splitlines()) == 501
-    assert time.process_time() - begun < 3  # 0.5 to 1 on machines we know
+    assert time.process_time() - begun < 1
 
 
 def test_show_wants_a_key_that_names_one_record(call, tmp_path):
