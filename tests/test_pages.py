@@ -240,6 +240,10 @@ def test_the_map_has_every_method_once_and_in_its_place():
     for aim, title in (("on dreams", "WS"), ("both of these", "WWS")):
         (line,) = (line for line in shown.splitlines() if aim in line)
         assert [cell.strip() for cell in line.split("|")[2:4]] == [title, ""]
+    for column, title in (("relaxed choice", "Concrete"), ("score", "VIMCO"), ("path derivative", "IWAE")):
+        header, _, *lines = (line.split("|") for line in shown.splitlines() if line.startswith("|"))
+        place = [cell.strip() for cell in header].index(column)
+        assert any(title in line[place].strip().split("; ") for line in lines)
 
 
 def test_the_machines_of_the_records_are_counted():

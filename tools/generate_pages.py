@@ -78,7 +78,7 @@ def way(method: Any) -> str:
         return "samples as targets"
     if method.control_variate:
         return "score, trained baseline"
-    return "relaxed choice" if "branch" in method.cost else "score"
+    return "relaxed choice" if "between categories" in method.cost else "score"
 
 
 def methods_map() -> str:
