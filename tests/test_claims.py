@@ -1,5 +1,6 @@
 """Verdicts follow the numbers they are given."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from rwslib.report.claims import (
     vae_claims,
     without_failures,
 )
+from rwslib.report.claims.effects import median_outcomes
 
 
 def an_effect(value, low, high, smallest=0.0):
@@ -54,7 +56,7 @@ def as_the_paper_says():
         runs["ws", K] = record(0.8 - 0.1 * i, 10, std=0.1)
         runs["ww", K] = record((0.3, 0.12, 0.06, 0.02)[i], 15 if K == 2 else 20, std=0.1)
         runs["dww", K] = record(0.01 / (1 + i), std=0.1)
-    return runs
+    return runs | {("wws", K): record(0.31) for K in (2, 20)}
 
 
 def judge(runs):
@@ -78,14 +80,16 @@ def test_all_claims_hold_where_they_are_true():
         (
             {("ww", 20): record(0.5)},
             {"GMM-1": "split", "GMM-3a": "split", "GMM-6": "holds where decided", "GMM-7a": "split"}
-            | {"GMM-7b": "open", "GMM-12b": "split"},
+            | {"GMM-7b": "open", "GMM-7c": "split", "GMM-12b": "split", "GMM-18": "split"},
         ),
         (
             {("vimco", 20): record(0.001)},
             {"GMM-2": "split", "GMM-3b": "split", "GMM-7a": "split"}
-            | {"GMM-7b": "holds where decided", "GMM-12b": "split"},
+            | {"GMM-7b": "holds where decided", "GMM-7c": "split", "GMM-9c": "holds where decided"}
+            | {"GMM-12b": "split"},
         ),
-        ({("ww", 2): record(0.3, 20, std=0.1)}, {"GMM-8": "fails"}),
+        ({("ww", 2): record(0.3, 20, std=0.1)}, {"GMM-8": "fails", "GMM-17": "split"}),
+        ({("wws", 20): record(0.001)}, {"GMM-18": "split"}),
         ({("ww", 5): record(0.12, std=9.0)}, {"GMM-4": "split"}),
         ({("concrete", 5): record(0.45, std=9.0)}, {"GMM-5a": "split"}),
         ({("ws", 20): record(0.5, 20, std=0.1)}, {"GMM-10": "split", "GMM-12a": "split"}),
@@ -108,6 +112,26 @@ def test_a_missing_run_is_not_run_for_its_effects_alone():
     assert missing == ["VIMCO, K 10 to 20"]
     assert claims["GMM-2"].verdict == "holds"
     assert claims["GMM-7a"].effects["VIMCO above WW, K 20"].side == "not run"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_the_bootstrap_of_a_median_is_that_of_all_draws(count):
+    values = np.sort(np.random.default_rng(count).normal(size=count))
+    lower, upper, weights = median_outcomes(count)
+    medians = np.median(list(product(values, repeat=count)), axis=1)
+    for outcome in np.unique((values[lower] + values[upper]) / 2):
+        found = weights[np.isclose((values[lower] + values[upper]) / 2, outcome)].sum()
+        assert found == pytest.approx(np.isclose(medians, outcome).mean())
+
+
+def test_intervals_from_a_pool_of_few_replicates_hold_the_truth_as_often_as_they_say():
+    def held(seed):
+        cells = np.random.default_rng(seed).normal(size=(4, 2))
+        given = {"error of p": dict(enumerate(cells))}
+        effect = Evidence({}, pooled=True, given=given).effect("", "error of p", 0, 1)
+        return effect.low < 0 < effect.high
+
+    assert 0.92 < np.mean([held(seed) for seed in range(400)]) < 0.98
 
 
 def test_a_misspelt_metric_is_an_error():
@@ -163,8 +187,11 @@ def test_all_claims_about_the_continuous_model_hold_where_they_are_true():
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [
-        ({("ww", 32): vae_record(-89, kl=3.8, units=24)}, {"VAE-1a": "holds where decided"}),
-        ({("iwae", 256): vae_record(-84, kl=10, units=23)}, {"VAE-2": "fails"}),
+        (
+            {("ww", 32): vae_record(-89, kl=3.8, units=24)},
+            {"VAE-1a": "holds where decided", "VAE-8": "split"},
+        ),
+        ({("iwae", 256): vae_record(-84, kl=10, units=23)}, {"VAE-2": "fails", "VAE-8": "split"}),
         ({("iwae", 16): vae_record(-89, kl=3.8, units=23)}, {"VAE-3": "split"}),
         (
             {("ww", 256): vae_record(-85, kl=9.0, units=24)},
@@ -187,7 +214,9 @@ def test_the_continuous_model_is_judged_on_what_was_run_and_not_at_one_particle(
     runs = {cell: run for cell, run in vae_as_the_paper_says().items() if cell[0] == "iwae" and cell[1] < 64}
     claims = vae_claims(runs | {("ww", 1): vae_record(-200)})
     assert {name for name, claim in claims.items() if claim.verdict != "not run"} == {"VAE-1b", "VAE-4a"}
-    assert list(claims["VAE-1b"].effects) == ["IWAE, K 8 to 16", "IWAE, K 16 to 32"]
+    sides = {setting: effect.side for setting, effect in claims["VAE-1b"].effects.items()}
+    assert list(sides) == ["IWAE, K 8 to 16", "IWAE, K 16 to 32", "IWAE, K 32 to 128"]
+    assert sides["IWAE, K 32 to 128"] == "not run"
     assert {claim.verdict for claim in vae_claims({}).values()} == {"not run"}
 
 
@@ -195,7 +224,7 @@ def test_single_replicates_borrow_their_spread_and_are_not_judged_without_any():
     runs = {("iwae", 8): vae_record(-90), ("iwae", 16): vae_record(-89, num_runs=1)}
     effect = vae_claims(runs)["VAE-1b"].effects["IWAE, K 8 to 16"]
     assert effect.low < effect.value < effect.high
-    assert effect.high - effect.low < 0.1
+    assert effect.high - effect.low < 0.5  # wide, as two replicates alone show a spread
     runs = {(m, K): vae_record(-90 + K, num_runs=1) for m in ("iwae", "ww") for K in (8, 16)}
     claim = vae_claims(runs)["VAE-1a"]
     effect = claim.effects["WW, K 8 to 16"]
@@ -213,9 +242,9 @@ def air_record(log_marginal, kl=3.0, accuracy=0.99, noise=0.01, num_runs=2):
 
 def air_as_the_paper_says():
     """Runs of a world in which every claim about scenes that was run is true."""
-    runs = {("vimco_air2018", 5): air_record(-130)}
+    runs = {("vimco_air2018", 5): air_record(-130), ("wws", 5): air_record(-116)}
     for i, (K, best) in enumerate([(5, -120), (10, -118), (20, -119), (40, -121)]):
-        runs["ww", K] = air_record(-120 + i, kl=5 - i)
+        runs["ww", K] = air_record(-115 + i, kl=5 - i)
         runs["vimco", K] = air_record(best, kl=10 + 20 * i, accuracy=0.99 - 0.1 * i, noise=0.1)
     return runs
 
@@ -244,17 +273,19 @@ def test_samples_that_resemble_the_data_as_much_break_the_claim_about_likelihood
 @pytest.mark.parametrize(
     ("changes", "broken"),
     [
-        ({("ww", 20): air_record(-121, kl=3)}, {"AIR-1": "split"}),
+        ({("ww", 20): air_record(-116, kl=3)}, {"AIR-1": "split"}),
         (
             {("vimco", 40): air_record(-110, kl=70, accuracy=0.69, noise=0.1)},
-            {"AIR-2b": "split"},
+            {"AIR-2b": "split", "AIR-8": "split"},
         ),
         (
             {("vimco", 10): air_record(-121, kl=30, accuracy=0.89, noise=0.1)},
             {"AIR-2a": "fails", "AIR-2b": "split"},
         ),
-        ({("ww", 10): air_record(-119, kl=4, noise=0.4)}, {"AIR-3": "split"}),
-        ({("ww", 10): air_record(-119, kl=40)}, {"AIR-4": "split"}),
+        ({("ww", 10): air_record(-114, kl=4, noise=0.4)}, {"AIR-3": "split"}),
+        ({("ww", 10): air_record(-114, kl=40)}, {"AIR-4": "split", "AIR-9": "split"}),
+        ({("vimco", 5): air_record(-110, kl=10, noise=0.1)}, {"AIR-2a": "fails", "AIR-8": "split"}),
+        ({("wws", 5): air_record(-110)}, {"AIR-10": "fails"}),
         ({("vimco", 40): air_record(-121, kl=70, accuracy=0.95, noise=0.1)}, {"AIR-5b": "fails"}),
         ({("vimco", 20): air_record(-119, kl=20, accuracy=0.79, noise=0.1)}, {"AIR-5a": "split"}),
         ({("vimco_air2018", 5): air_record(-110)}, {"AIR-7": "fails"}),
@@ -267,11 +298,11 @@ def test_a_claim_about_scenes_breaks_where_it_is_false(changes, broken):
 
 def test_a_failed_run_widens_all_intervals_and_can_be_left_out():
     runs = air_as_the_paper_says()
-    runs["ww", 20] = air_record(-118)
+    runs["ww", 20] = air_record(-113)
     runs["ww", 20].metrics["log_marginal"][1] = -170
     runs["ww", 20].metrics["count_accuracy_sample"][1] = 0.06
     claim = air_claims(runs)["AIR-1"]
-    assert claim.verdict == "split"
+    assert claim.verdict == "open"
     kinds = {reason.kind: reason.says for reason in claim.reasons[-1:]}
     assert "Without the replicates that never learned to count" in kinds["too few replicates"]
     kept = without_failures(runs)

@@ -98,14 +98,15 @@ def test_the_page_has_every_claim_with_its_effects_and_records(stage):
 def test_every_claim_that_does_not_simply_hold_says_why(stage):
     claims, _ = ledger.read_ledger(stage)
     for name, entry in claims.items():
-        assert (entry["verdict"] == "holds") == (not entry["reasons"]), name
+        kinds = {reason["kind"] for reason in entry["reasons"]}
+        assert (entry["verdict"] == "holds") == (kinds <= {"depends on a detail"}), name
         assert entry["verdict"] in VERDICTS
 
 
 def test_the_summary_counts_the_verdicts_of_all_but_the_sums(stage):
     claims, _ = ledger.read_ledger(stage)
     (last,) = [line for line in ledger.summary(claims).splitlines() if line.startswith("| **all")]
-    verdicts = [entry["verdict"] for name, entry in claims.items() if name not in SUMS]
+    verdicts = [entry["verdict"] for name, entry in claims.items() if name not in {*SUMS, "AIR-7"}]
     assert f"**all {len(verdicts)}**" in last
     assert last.endswith("| " + " | ".join(str(verdicts.count(name) or "") for name in VERDICTS) + " |")
     total, *counts = map(int, re.findall(r"\d+", ledger.answer(stage)))

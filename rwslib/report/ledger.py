@@ -38,6 +38,12 @@ SAID = {  # of one claim, and of several
     "open": ("is open", "are open"),
     "not run": ("was not run", "were not run"),
 }
+STRICT = {  # of several claims by the stricter rule
+    "holds": "hold",
+    "mixed": "are mixed",
+    "does not hold": "do not hold",
+    "not run": "were not run",
+}
 WORDS = {  # below a bar: of one effect, and of several
     "agrees": ("agrees", "agree"),
     "tie": ("tie", "ties"),
@@ -160,10 +166,15 @@ def badge(name: str) -> str:
     return f"{{bdg-{COLOURS[name]}}}`{name}`"
 
 
+def of_paper(claims: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The claims without those of the abstract, which sum up others, and without ours."""
+    return {name: e for name, e in claims.items() if name not in SUMS and e["source"] != "ours"}
+
+
 def summary(claims: Mapping[str, Entry]) -> str:
     """One row a section: its bar, and how many of its claims have each verdict; then all of them."""
     groups: dict[str, list[Entry]] = {group: [] for group in GROUPS}
-    for name, entry in claims.items():
+    for name, entry in of_paper(claims).items():
         groups[group_of(name)].append(entry)
     groups.pop("GEN-3")  # whose effects are those of the others
     everything = [entry for entries in groups.values() for entry in entries]
@@ -174,7 +185,10 @@ def summary(claims: Mapping[str, Entry]) -> str:
     ]:
         verdicts = Counter(entry["verdict"] for entry in entries)
         rows.append([link, bar(sides(entries)), *(str(verdicts[name] or "") for name in VERDICTS)])
-    return f"{table(['claims about', 'effects', *map(badge, VERDICTS)], rows, wide=False)}\n\n{legend()}"
+    shown = table(["claims about", "effects", *map(badge, VERDICTS)], rows, wide=False)
+    strict = Counter(entry["strict"] for entry in everything)
+    words = listed(f"{strict[name]} {said}" for name, said in STRICT.items() if strict[name])
+    return f"{shown}\n\n{legend()}\n\nBy a stricter rule, which asks every effect that was run, {words}."
 
 
 def counted(entries: Iterable[Entry]) -> str:
@@ -188,10 +202,10 @@ def counted(entries: Iterable[Entry]) -> str:
 def chapter_bar(notebook: Path) -> str:
     """The head of a chapter: the bar of all its effects, and its claims by verdict."""
     claims = chapter_claims(notebook)["claims"]
-    section = label(group_of(next(iter(claims))))
+    section, entries = label(group_of(next(iter(claims)))), of_paper(claims).values()
     return (
-        f'<div class="claim-head">{bar(sides(claims.values()))}</div>\n\n'
-        f"Of its {{ref}}`{len(claims)} claims <{section}>` {counted(claims.values())}."
+        f'<div class="claim-head">{bar(sides(entries))}</div>\n\n'
+        f"Of its {{ref}}`{len(entries)} claims <{section}>` {counted(entries)}."
     )
 
 
@@ -284,7 +298,7 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
     lines = [f"```{{index}} ! single: {name}\n```\n"]  # a main entry: the search's first answer to the name
     lines += [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
     if entry["reasons"]:
-        lines += ["**Why not all of it**:\n"]
+        lines += ["**Why not everywhere**:\n"]
         lines += [f"- *{reason['kind']}*: {reason['says']}" for reason in entry["reasons"]] + [""]
     lines += [f"**In the paper**: {entry['source']}.", "", f"**Measured**: {entry['measured']}.", ""]
     if how := scale([records[key]["config"] for key in entry["records"]]):
@@ -364,5 +378,5 @@ def original_code(notebook: Path, name: str = "GMM-3b") -> str:
 
 def answer(stage: Path) -> str:
     """What came out, in the first page's second sentence."""
-    entries = [entry for name, entry in read_ledger(stage)[0].items() if name not in SUMS]
+    entries = of_paper(read_ledger(stage)[0]).values()
     return f"This book runs it again: of [{len(entries)} claims](claims.md) {counted(entries)}."

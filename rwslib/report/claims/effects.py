@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -158,13 +159,48 @@ class Effect:
 Effects = dict[str, Effect]  # by setting
 
 
+@lru_cache
+def median_outcomes(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All medians that a bootstrap sample of so many sorted values can have, with their probabilities.
+
+    A median is the mean of the values in two places, which are equal where the count is odd.
+
+    Returns:
+        The lower place, the upper one, and the probability, ``[outcomes]`` each.
+    """
+    middle = (count + 1) // 2  # this order statistic and, where the count is even, the next one
+    ways = math.comb(count, middle)
+    below = np.arange(count + 1) / count
+    reached = [
+        sum(math.comb(count, n) * b**n * (1 - b) ** (count - n) for n in range(middle, count + 1))
+        for b in below
+    ]
+    joint = np.diag(np.diff(reached))  # the two places are the same
+    if count % 2 == 0:
+        low, high = np.diff(below**middle), -np.diff((1 - below) ** (count - middle))
+        apart = np.triu(ways * np.outer(low, high), 1)
+        joint += apart - np.diag(apart.sum(axis=1))
+    lower, upper = np.triu_indices(count)
+    return lower, upper, joint[lower, upper].clip(0)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a cell's replicates lie, and where other draws of them would: ``[outcomes]``, with weights."""
+
+    value: float
+    outcomes: np.ndarray
+    weights: np.ndarray
+
+
 class Evidence:
     """Runs by cell, and what follows from their replicates.
 
-    A location is the median of a cell's replicates, whose bootstrap draws come from its own; or, if
-    ``pooled``, the mean, and the deviations of all cells from their means form one pool to draw from,
-    widened by sqrt(R / (R - 1)) for the degree of freedom that a mean takes.  A cell that cannot show a
-    spread has draws of NaN.
+    A location is the median of a cell's replicates, whose bootstrap distribution is computed exactly.  Or,
+    if ``pooled``, it is the mean, and the deviations of all cells from their means form one pool to draw
+    from: widened by sqrt(R / (R - 1)) for the degree of freedom that a mean takes, and as Student's t is
+    wider than a normal for the few degrees that the pool's own width rests on.  A cell that cannot show a
+    spread has outcomes of NaN.
 
     Args:
         runs: records by cell; None where there is none.
@@ -180,7 +216,7 @@ class Evidence:
     ):
         self.runs = {cell: record for cell, record in runs.items() if record is not None}
         self.pooled, self.given = pooled, dict(given or {})
-        self._draws: dict[str, dict[Cell, np.ndarray]] = {}
+        self._located: dict[str, dict[Cell, Located]] = {}
         self._counts: dict[str, dict[Cell, int]] = {}
 
     @property
@@ -199,31 +235,38 @@ class Evidence:
         values = QUANTITIES[quantity].values
         return {cell: values(record) for cell, record in self.runs.items()} if values else {}
 
-    def draws(self, quantity: str) -> dict[Cell, np.ndarray]:
-        """Location of a quantity by cell, then its bootstrap draws: ``[1 + NUM_RESAMPLES]``."""
-        if quantity not in self._draws:
-            samples = self.samples(quantity)
-            self._draws[quantity] = self._resample(samples)
+    def located(self, quantity: str) -> dict[Cell, Located]:
+        """Where the replicates lie in a quantity, by cell; draws with the same place belong together."""
+        if quantity not in self._located:
+            samples = {cell: np.asarray(values) for cell, values in self.samples(quantity).items()}
+            self._located[quantity] = self._from_pool(samples) if self.pooled else self._medians(samples)
             self._counts[quantity] = {cell: np.size(values) for cell, values in samples.items()}
-        return self._draws[quantity]
+        return self._located[quantity]
 
-    def _resample(self, samples: Mapping[Cell, np.ndarray | float]) -> dict[Cell, np.ndarray]:
-        generator, draws = np.random.default_rng(0), dict[Cell, np.ndarray]()
-        several = [np.asarray(v) for v in samples.values() if np.size(v) > 1]
+    @staticmethod
+    def _medians(samples: Mapping[Cell, np.ndarray]) -> dict[Cell, Located]:
+        found = {}
+        for cell, v in samples.items():
+            lower, upper, weights = median_outcomes(max(v.size, 1))
+            ordered = np.sort(v.ravel()) if v.ndim == 0 or len(v) > 1 else np.array([np.nan])
+            found[cell] = Located(float(np.median(v)), (ordered[lower] + ordered[upper]) / 2, weights)
+        return found
+
+    @staticmethod
+    def _from_pool(samples: Mapping[Cell, np.ndarray]) -> dict[Cell, Located]:
+        generator = np.random.default_rng(0)
+        several = [v for v in samples.values() if v.size > 1]
         deviations = [(v - v.mean()) * np.sqrt(len(v) / (len(v) - 1)) for v in several]
-        pool = np.concatenate(deviations) if deviations else np.array([np.nan])
-        for cell, sample in samples.items():
-            v = np.asarray(sample)
-            if v.ndim == 0:
-                draws[cell] = np.full(1 + NUM_RESAMPLES, v)
-            elif self.pooled:
-                drawn = generator.choice(pool, (NUM_RESAMPLES, len(v))).mean(axis=1)
-                draws[cell] = v.mean() + np.r_[0, drawn]
-            else:
-                chosen = generator.integers(len(v), size=(NUM_RESAMPLES, len(v)))
-                drawn = np.median(v[chosen], axis=1) if len(v) > 1 else np.full(NUM_RESAMPLES, np.nan)
-                draws[cell] = np.r_[np.median(v), drawn]
-        return draws
+        pool = np.concatenate(deviations) if several else np.array([np.nan])
+        degrees = max(pool.size - len(several), 1)
+        widened = np.sqrt(degrees / generator.chisquare(degrees, NUM_RESAMPLES))
+        weights, found = np.full(NUM_RESAMPLES, 1 / NUM_RESAMPLES), {}
+        for cell, v in samples.items():
+            drawn = np.zeros((NUM_RESAMPLES, 1))
+            if v.ndim:
+                drawn = generator.choice(pool, (NUM_RESAMPLES, len(v)))
+            found[cell] = Located(float(v.mean()), v.mean() + widened * drawn.mean(axis=1), weights)
+        return found
 
     def effect(
         self,
@@ -236,31 +279,36 @@ class Evidence:
         """The effect of one setting: a margin plus what ``combine`` makes of its cells' locations.
 
         Args:
-            combine: maps one array of draws per cell to one; the first cell's minus the second's.
+            combine: maps one array of locations per cell to one; the first cell's minus the second's.
             margin: what the claim allows; what is left of it counts then, however small.
         """
-        draws = self.draws(quantity)
-        if any(cell not in draws or np.isnan(draws[cell][0]) for cell in cells):
+        located = self.located(quantity)
+        if any(cell not in located or np.isnan(located[cell].value) for cell in cells):
             return Effect(setting, quantity, cells)
-        parts = [draws[cell] for cell in cells]
-        found = margin + combine(*parts)
-        finite = np.isfinite(found).all()
-        low, high = np.percentile(found[1:], [2.5, 97.5]) if finite else (-np.inf, np.inf)
+        parts = [located[cell] for cell in cells]
+        outcomes, weights = [part.outcomes for part in parts], parts[0].weights
+        if not self.pooled:  # cells are independent: every outcome of one with every outcome of the others
+            outcomes = [values.ravel() for values in np.meshgrid(*outcomes)]
+            weights = reduce(np.multiply, np.meshgrid(*(part.weights for part in parts))).ravel()
+        found, low, high = margin + combine(*outcomes), -np.inf, np.inf
+        if np.isfinite(found).all():
+            low, high = np.quantile(found, [0.025, 0.975], weights=weights, method="inverted_cdf")
         return Effect(
             setting,
             quantity,
             cells,
-            float(found[0]),
+            float(margin + combine(*(np.float64(part.value) for part in parts))),
             float(low),
             float(high),
             smallest=0.0 if margin else QUANTITIES[quantity].smallest,
-            levels=tuple(float(part[0]) for part in parts),
+            levels=tuple(part.value for part in parts),
             replicates=len(cells) / sum(1 / self._counts[quantity][cell] for cell in cells),
         )
 
     def steps(self, quantity: str, method: str, up_to: float = np.inf, sign: int = 1) -> list[Effect]:
-        """Rise of a quantity with each step in particles; fall if ``sign`` is -1."""
-        pairs = pairwise(K for K in self.particles if up_to >= K)
+        """Rise of a quantity with each step in particles, up to a number of them; fall if ``sign`` is -1."""
+        Ks = {K for K in self.particles if up_to >= K} | ({int(up_to)} if np.isfinite(up_to) else set())
+        pairs = pairwise(sorted(Ks))
         name = title(method)
         return [
             self.effect(f"{name}, K {a} to {b}", quantity, *((method, K) for K in (b, a)[::sign]))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rwslib.records import RunRecord
-from rwslib.report.claims.effects import Effect, Evidence, Runs, title
+from rwslib.report.claims.effects import QUANTITIES, Effect, Evidence, Runs, title
 from rwslib.report.claims.rules import Claim, Rule, judge
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
@@ -36,6 +36,33 @@ def worse(
     """Excess of a quantity under some methods over that under others, by K."""
     return [
         effect for a, b in product(those, than) if a != b for effect in evidence.above(quantity, a, b, *Ks)
+    ]
+
+
+def order_of_supports(evidence: Evidence) -> list[Effect]:
+    """Excess of the categories that one method gives up over those of the next, with few particles."""
+    few = evidence.particles[:1]
+    pairs = (("ws", "ww"), ("ww", "vimco"), ("ww", "reinforce"))
+    return [e for a, b in pairs for e in evidence.above("categories given up", a, b, *few)]
+
+
+def gains_nothing(evidence: Evidence) -> list[Effect]:
+    """Excess of both errors under WWS over those under WW, plus the smallest that matters, by K."""
+    Ks = sorted(K for method, K in evidence.runs if method == "wws")
+    return [
+        replace(effect, setting=f"{quantity}: {effect.setting}")
+        for quantity in ("error of p", "error of q")
+        for effect in evidence.above(quantity, "wws", "ww", *Ks, margin=QUANTITIES[quantity].smallest)
+        if Ks
+    ]
+
+
+def best(evidence: Evidence, method: str, *Ks: int) -> list[Effect]:
+    """Excess of both errors under all others over those under a method."""
+    return [
+        replace(effect, setting=f"{quantity}: {effect.setting}")
+        for quantity in ("error of p", "error of q")
+        for effect in worse(evidence, quantity, OTHERS, (method,), *Ks)
     ]
 
 
@@ -176,6 +203,15 @@ RULES = (
         ("GEN-3c",),
     ),
     Rule(
+        "GMM-7c",
+        "Figure 4, middle, and text",
+        "WW learns the best inference network with many particles, δ-WW aside",
+        "median final error of q(z | x) under the one method minus that under the other",
+        FIGURE,
+        lambda e: worse(e, "error of q", OTHERS, ("ww",), *e.particles[-1:]),
+        ("GEN-3c",),
+    ),
+    Rule(
         "GMM-8",
         "Figures 4 and 5",
         "WW loses categories with few particles",
@@ -197,11 +233,16 @@ RULES = (
         "δ-WW is best with few particles",
         "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
         FIGURE,
-        lambda e: [
-            replace(effect, setting=f"{quantity}: {effect.setting}")
-            for quantity in ("error of p", "error of q")
-            for effect in worse(e, quantity, OTHERS, ("dww",), *e.particles[:2])
-        ],
+        lambda e: best(e, "dww", *e.particles[:2]),
+    ),
+    Rule(
+        "GMM-9c",
+        "text",
+        "δ-WW is best with many particles, too",
+        "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
+        FIGURE,
+        lambda e: best(e, "dww", *e.particles[2:]),
+        ("GEN-3c",),
     ),
     Rule(
         "GMM-10",
@@ -237,7 +278,6 @@ RULES = (
         P_ABOVE,
         FIGURE,
         lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), *e.particles[-1:]),
-        ("GEN-3c",),
     ),
     Rule(
         "GMM-13",
@@ -288,6 +328,24 @@ RULES = (
         ("gmm-bias",),
         bias_falls,
     ),
+    Rule(
+        "GMM-17",
+        "Figure 5 and text",
+        "with few particles WS keeps fewer categories than WW, and WW fewer than VIMCO and REINFORCE",
+        "number of categories given up under the one method minus that under the other",
+        SUPPORT,
+        order_of_supports,
+    ),
+    Rule(
+        "GMM-18",
+        "text",
+        "mixing sleep into WW improves nothing on the mixture",
+        "median final error, of p(z) and of q(z | x), under WWS minus that under WW, plus the smallest "
+        "difference that matters",
+        ("gmm-claims",),
+        gains_nothing,
+        rests_on="with sleep",
+    ),
 )
 
 
@@ -301,7 +359,7 @@ def gmm_claims(
     """The claims on the mixture of section 4.3.
 
     Args:
-        runs: the records of Figure 4, by method and K.
+        runs: the records of Figure 4 and, for GMM-18, of WWS, by method and K.
         delta_sweep: δ-WW's records by (delta, K).
         term_std: standard deviations of the two terms of Eq. 2, ``[R, 2]`` by K.
         snr_slopes: slopes for theta and phi, ``[groups, 2]``.
@@ -312,4 +370,9 @@ def gmm_claims(
         SLOPES: {"theta": snr_slopes[:, 0], "phi": snr_slopes[:, 1]} if len(snr_slopes) else {},
         BIAS: dict(bias),
     }
-    return judge(RULES, {"runs": Evidence(runs, given=given), "delta sweep": Evidence(delta_sweep)})
+    evidence = {
+        "runs": Evidence({cell: record for cell, record in runs.items() if cell[0] != "wws"}, given=given),
+        "with sleep": Evidence({cell: record for cell, record in runs.items() if cell[0] in ("ww", "wws")}),
+        "delta sweep": Evidence(delta_sweep),
+    }
+    return judge(RULES, evidence)

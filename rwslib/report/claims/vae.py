@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from rwslib.report.claims.effects import Effect, Evidence, Runs, title
+from rwslib.report.claims.effects import QUANTITIES, Effect, Evidence, Runs, title
 from rwslib.report.claims.rules import Claim, Rule, judge
 
 LARGE_K = 128  # up to which the paper sees IWAE's model improve
@@ -144,6 +144,16 @@ RULES = (
         "fall of the divergence from WW to WWS, nats",
         ("fig-vae-others",),
         lambda e: e.above(DIVERGENCE, "ww", "wws"),
+    ),
+    Rule(
+        "VAE-8",
+        "conclusion",
+        "WW learns as good a model as IWAE",
+        "log evidence of the test images under WW minus that under IWAE, plus the smallest difference that "
+        "matters, nats",
+        FIGURE,
+        lambda e: e.above(EVIDENCE, "ww", "iwae", margin=QUANTITIES[EVIDENCE].smallest),
+        ("GEN-3c",),
     ),
 )
 

@@ -50,7 +50,7 @@ def headline(runs: Runs) -> str:
     models = [f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco")]
     ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
     times = f"{ratio:.1f} times closer to" if ratio > 1 else f"{1 / ratio:.1f} times farther from"
-    kept = [f"{median('support_size', method, few):.0f}" for method in ("ww", "vimco", "dww")]
+    kept = [f"{median('support_size', method, few):g}" for method in ("ww", "vimco", "dww")]
     one, other = models
     learns = (
         f"wake-wake (WW) and VIMCO both learn the mixture to an error of {one}"
