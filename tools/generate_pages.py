@@ -289,11 +289,12 @@ def headline(notebook: Path) -> str:
 
 
 def cards(notebooks: Sequence[Path]) -> str:
-    """One card a chapter: what it is about, the bar and the verdicts of its claims, its last finding."""
+    """One card a chapter: its subject, the bar and the verdicts of its claims, its last two findings."""
     parts = []
     for notebook in notebooks:
         (title,) = (row.title for row in EXPERIMENTS.values() if row.chapter == notebook.stem)
-        last = finding(notebook).splitlines()[-1].removeprefix("- ")
+        lines = [line.removeprefix("- ").rstrip(".") for line in finding(notebook).splitlines()[-2:]]
+        last = " ".join(f"{line.partition('; at K =')[0]}." for line in lines)
         parts += [
             ":::{div} landing-card",
             f"[**{title[0].upper()}{title[1:]}**](../notebooks/{notebook.name})",
