@@ -82,18 +82,21 @@ def gives_up(evidence: Evidence, methods: Sequence[str], Ks: Sequence[int], sign
 
 
 def within_factor_two(evidence: Evidence) -> list[Effect]:
-    """How far the error at each δ stays within a factor of two of that at δ = 0.2."""
+    """How far errors stay within a factor of two of that at δ = 0.2, and those at the ends of each other."""
+    pairs = [(delta, 0.2, K) for delta, K in evidence.runs if delta != 0.2]
+    for K in evidence.particles:
+        deltas = sorted(delta for delta, num_particles in evidence.runs if num_particles == K)
+        pairs += [(deltas[0], deltas[-1], K)] if deltas[0] < 0.2 < deltas[-1] else []
     return [
         evidence.effect(
-            f"δ = {delta}, K {K}",
+            f"δ = {a}{f' and {b}' if b != 0.2 else ''}, K {K}",
             "log error of p",
-            (delta, K),
-            (0.2, K),
+            (a, K),
+            (b, K),
             combine=lambda a, b: -abs(a - b),
             margin=np.log(2),
         )
-        for delta, K in evidence.runs
-        if delta != 0.2
+        for a, b, K in pairs
     ]
 
 
@@ -282,7 +285,8 @@ RULES = (
     Rule(
         "GMM-13",
         "text",
-        "δ-WW is robust to δ: the error of p(z) stays within a factor of two of that at δ = 0.2",
+        "δ-WW is robust to δ: the error of p(z) stays within a factor of two of that at δ = 0.2, and so do "
+        "those of the smallest and the largest δ of each other",
         "logarithm of two, minus the distance of the logarithms of the median final errors of p(z)",
         ("gmm-delta",),
         within_factor_two,

@@ -102,7 +102,7 @@ def more_defence(delta_sweep: Mapping[tuple[float, int], RunRecord | None], robu
         settled = in_words({label: e for label, e in robust.items() if label.endswith(f"K {K}")})
         lines.append(
             f"With {K} particles the median error changes from δ = {deltas[0]} to {deltas[-1]}: "
-            f"{listed(changes)}; within a factor of two of the model's error at δ = 0.2 (GMM-13): {settled}."
+            f"{listed(changes)}; within the factor of two (GMM-13): {settled}."
         )
     return "\n".join(lines)
 
