@@ -138,8 +138,5 @@ def air_claims(runs: Runs, likelihoods: Mapping[str, RunRecord] | None = None) -
         runs: records of WW, VIMCO and, for AIR-7, of the ablation ``vimco_air2018``, by method and K.
         likelihoods: records that differ in the likelihood alone, "Bernoulli" and "normal", for AIR-6.
     """
-    evidence = {
-        "runs": Evidence(runs, pooled=True),
-        "likelihoods": Evidence(likelihoods or {}, pooled=True),
-    }
+    evidence = {"runs": Evidence(runs, pooled=True), "likelihoods": Evidence(likelihoods or {}, pooled=True)}
     return judge(RULES, evidence)
