@@ -117,14 +117,8 @@ def sweep(arguments: argparse.Namespace) -> None:
 
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores must be at least 1, got {arguments.cores}")
-    if sweep(
-        arguments.grid,
-        arguments.results_dir,
-        arguments.cores,
-        arguments.profile,
-        arguments.device,
-        arguments.dry_run,
-    ):
+    how = arguments.cores, arguments.profile, arguments.device, arguments.dry_run
+    if sweep(arguments.grid, arguments.results_dir, *how):
         raise SystemExit(1)
 
 

@@ -1,5 +1,6 @@
 """What is asked of arguments, log-densities and counts before anything is computed from them."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ def require(condition: bool, name: str, allowed: str, value: Any) -> None:
     """Raise one clear ``ValueError`` naming parameter, allowed values and the value given."""
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def is_whole(value: Any, at_least: float) -> bool:
+    """Whether a value is a whole number, of Python or NumPy, that is large enough."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
 def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:

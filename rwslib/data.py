@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import itertools
 import os
-import sys
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,10 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rwslib import files
-from rwslib.checks import require
+from rwslib.checks import is_whole, require
 from rwslib.noise import Noise
 
 SIDE = 28  # of an image of a digit
@@ -181,25 +179,24 @@ def _find(file: str) -> tuple[Path, bytes] | None:
     """Where a file of MNIST is, and its uncompressed bytes, checked; None if it is nowhere."""
     for path in _places(file):
         try:
-            content = path.read_bytes()
+            return path, _unpacked(file, path.read_bytes(), path.suffix == ".gz")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             continue
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})") from error
-        return path, _checked(file, path, content)
+        except ValueError as error:
+            raise DataError(f"{path} {error}; move it away and fetch MNIST again") from error
     return None
 
 
-def _checked(file: str, path: Path, content: bytes) -> bytes:
-    """The uncompressed bytes of a file of MNIST."""
+def _unpacked(file: str, content: bytes, packed: bool = True) -> bytes:
+    """The uncompressed bytes of a file of MNIST; a ValueError says what is wrong with them."""
     try:
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = gzip.decompress(content) if packed else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be unpacked ({error}); move it away and fetch MNIST again") from error
+        raise ValueError(f"cannot be unpacked ({error})") from error
     if hashlib.sha256(content).hexdigest() != CHECKSUMS[file]:
-        raise DataError(
-            f"{path} is not the MNIST file it should be (wrong SHA-256); move it away and fetch MNIST again"
-        )
+        raise ValueError("is not the MNIST file it should be (wrong SHA-256)")
     return content
 
 
@@ -258,12 +255,9 @@ def _download(file: str, target: Path) -> None:
     for mirror in MIRRORS:
         try:
             packed = _get(f"{mirror}{file}.gz")
-            content = gzip.decompress(packed)
-        except (OSError, EOFError, zlib.error, HTTPException) as error:  # URLError is an OSError
+            _unpacked(file, packed)
+        except (OSError, ValueError, HTTPException) as error:  # URLError is an OSError
             failures.append(f"{mirror}: {error}")
-            continue
-        if hashlib.sha256(content).hexdigest() != CHECKSUMS[file]:
-            failures.append(f"{mirror}: wrong SHA-256")
             continue
         temporary = target / f".{file}.{os.getpid()}"
         try:
@@ -279,15 +273,8 @@ def _download(file: str, target: Path) -> None:
 
 def _get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-        size = int(response.headers.get("Content-Length") or 0) or None
-        parts = []
-        name, hidden = url.rsplit("/", 1)[1], not sys.stderr.isatty()
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name, leave=False, disable=hidden) as bar:
-            while part := response.read(2**16):
-                parts.append(part)
-                bar.update(len(part))
-    content = b"".join(parts)
-    if size is not None and len(content) != size:
+        content, size = response.read(), response.headers.get("Content-Length")
+    if size and len(content) != int(size):
         raise OSError(f"connection broke after {len(content)} of {size} bytes")
     return content
 
@@ -327,8 +314,7 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
     require(split in ("train", "test"), "split", "'train' or 'test'", split)
     num = NUM_SCENES[split] if num is None else num
     for argument, value, least in (("num", num, 1), ("seed", seed, 0)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
-        require(whole, argument, f"a whole number of at least {least}", value)
+        require(is_whole(value, least), argument, f"a whole number of at least {least}", value)
     made = _scenes(name, split, int(num), int(seed))
     return Scenes(*(part.clone() for part in made))  # whoever writes into his own changes nobody else's
 

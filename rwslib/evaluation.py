@@ -167,7 +167,6 @@ def exact_moments(
         loss: an estimator, ``(log_p, log_q) -> [B]``.
         log_joint: ``log p(z, x)`` of every category, ``[C]``.
         logits: unnormalised log-probabilities of q, ``[C]``.
-        num_particles: the number K of particles.
 
     Returns:
         Mean and variance of the ascent direction, ``[C]`` each.
@@ -207,7 +206,6 @@ def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor
     Args:
         log_joint: ``[C]``.
         logits: ``[C]``, of q.
-        num_particles: the number K of particles.
     """
     counts, log_ways = (table.to(logits.dtype) for table in particle_counts(len(logits), num_particles))
     log_q = torch.log_softmax(logits, dim=0)

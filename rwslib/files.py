@@ -57,13 +57,10 @@ def seconds_from_environment(name: str, default: float) -> float:
         ValueError: it holds something else.
     """
     value = os.environ.get(name) or str(default)
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"{name} must be a number of seconds of at least 0, got {value!r}")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(value)) >= 0:
+            return seconds
+    raise ValueError(f"{name} must be a number of seconds of at least 0, got {value!r}")
 
 
 def settle_environment() -> None:
@@ -199,10 +196,8 @@ def _lock(file: int, wait: bool) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno != errno.EBADF:  # NFS locks for writing only what is open for writing
+    except OSError as error:  # NFS locks for writing only what is open for writing
+        if not isinstance(error, BlockingIOError) and error.errno != errno.EBADF:
             raise
         return False
     return True

@@ -139,11 +139,9 @@ def tapes(
     """The random numbers of a block of steps, each replicate's from a stream of its own.
 
     Args:
-        seed: the run's.
         step: at which the block begins.
         purpose: one of the constants above.
         replicates: indices of R replicates.
-        count: number of steps.
         numbers: how many a step takes, by kind.
 
     Returns:
@@ -158,7 +156,6 @@ class EpochOrder:
     """Which data come when: each epoch goes through all of them in a fresh order, in whole batches.
 
     Args:
-        seed: the run's.
         replicates: indices of R replicates, each with an order of its own.
         epoch: number of data and batch size B; None where there are no data, and B is 0.
     """
@@ -195,26 +192,23 @@ def global_generators(seed: int, device: str | torch.device = "cpu") -> Iterator
     For models that draw from them, as ``torch.distributions`` and Dropout do.  Yields a function that
     names those of NumPy and Python that have been drawn from.
     """
+
+    def states() -> dict[str, tuple]:
+        state: Any = np.random.get_state()  # noqa: NPY002
+        return {"numpy.random": (state[1].tobytes(), *state[2:]), "random": random.getstate()}
+
     device = torch.device(device)
     numpy_before, python_before = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
-    numpy_state: Any = np.random.get_state()  # noqa: NPY002
-    python_state = random.getstate()
-
-    def touched() -> list[str]:
-        now: Any = np.random.get_state()  # noqa: NPY002
-        numpy_moved = now[2:] != numpy_state[2:] or not np.array_equal(now[1], numpy_state[1])
-        moved = {"numpy.random": numpy_moved, "random": random.getstate() != python_state}
-        return [name for name, has_moved in moved.items() if has_moved]
-
+    seeded = states()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             if device.type == "cuda":
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
-            yield touched
+            yield lambda: [name for name, state in states().items() if state != seeded[name]]
     finally:
         np.random.set_state(numpy_before)  # noqa: NPY002
         random.setstate(python_before)

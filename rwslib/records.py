@@ -76,15 +76,14 @@ def published_dir() -> Path:
     return files.from_environment("RWSLIB_PUBLISHED") or files.ROOT / "book" / "results"
 
 
-def default_results_dir() -> Path:
-    """Folder of new records: ``$RWSLIB_RESULTS``, or ``results`` in the checkout, else where we are."""
-    beside = files.ROOT if files.IS_CHECKOUT else Path()
-    return files.from_environment("RWSLIB_RESULTS") or beside / "results"
-
-
 def results_store(results_dir: str | Path | None = None) -> Path:
-    """Folder of new records: the one given or the default one; it may not be there yet."""
-    return files.expanded(results_dir) if results_dir else default_results_dir()
+    """Folder of new records, which may not be there yet.
+
+    The one given, else ``$RWSLIB_RESULTS``, or ``results`` in the checkout, else where we are.
+    """
+    beside = files.ROOT if files.IS_CHECKOUT else Path()
+    given = files.expanded(results_dir) if results_dir else files.from_environment("RWSLIB_RESULTS")
+    return given or beside / "results"
 
 
 def plain(config: Any) -> dict[str, Any]:

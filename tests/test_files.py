@@ -31,7 +31,7 @@ def test_home_folders_are_written_out_wherever_a_path_is_given(tmp_path, monkeyp
     assert data.folder() == tmp_path / ".cache/rwslib"
     for name in files.FOLDERS:
         monkeypatch.setenv(name, "~/here")
-    found = [records.published_dir(), records.default_results_dir(), data.folder()]
+    found = [records.published_dir(), records.results_store(), data.folder()]
     assert found == [tmp_path / "here"] * 3
     assert records.results_store("~/there") == records.writable("~/there") == tmp_path / "there"
 
@@ -41,7 +41,7 @@ def test_a_home_that_does_not_exist_is_named(monkeypatch):
         records.writable("~nobody-has-it/x")
     monkeypatch.setenv("RWSLIB_RESULTS", "~nobody-has-it")
     with pytest.raises(ValueError, match="RWSLIB_RESULTS must be a folder: '~nobody-has-it'"):
-        records.default_results_dir()
+        records.results_store()
 
 
 def test_without_a_home_data_say_what_to_set(tmp_path, monkeypatch):

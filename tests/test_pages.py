@@ -111,7 +111,7 @@ def test_the_worked_examples_of_the_design_page_run(tmp_path, monkeypatch, capsy
         cli.main(["train", str(tmp_path / "grid.yaml")])
         cli.main(["list"])
         assert re.findall(r"kept +ww +5 .*20/20.*largest 0\.\d+", capsys.readouterr().out)
-        found = list(records.iterate(records.default_results_dir()))
+        found = list(records.iterate(records.results_store()))
         assert [records.plain(configuration(record.config)) for record in found] == [r.config for r in found]
         for record in found:
             largest = [modules(record, index)["p"].log_prior().exp().max().item() for index in range(2)]

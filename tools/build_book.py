@@ -51,14 +51,9 @@ def reader_parameters(given: Parameters, names: list[str]) -> dict[str, Paramete
     A name at the top level goes to every notebook that knows it; below a notebook's name, to that one only.
     """
     known = {name: rerun.parameters(source(name)) for name in names}
-    chosen: dict[str, Parameters] = {name: {} for name in names}
-    for key, value in given.items():
-        if key in known:
-            continue
+    for key in given:
         known_name(key, dict.fromkeys(chain(*known.values(), names)), "parameter")
-        for name in names:
-            if key in known[name]:
-                chosen[name][key] = value
+    chosen = {name: {key: value for key, value in given.items() if key in known[name]} for name in names}
     for name in given.keys() & known.keys():
         require(isinstance(given[name], dict), name, "a mapping of names to values", given[name])
         chosen[name] |= given[name]

@@ -28,8 +28,9 @@ from rwslib.report.ledger import (
     chapter_claims,
     chapter_scale,
     claims_page,
-    first_page,
     original_code,
+    read_ledger,
+    summary,
     what_matters,
 )
 from rwslib.report.markup import minus, table, text
@@ -37,24 +38,21 @@ from rwslib.report.markup import minus, table, text
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def method_row(name: str, method: Any) -> list[str]:
-    """One method's cells."""
-    return [
-        f"`{name}`",
-        f"{text(method.title)}, `{method.function.__name__}`",
-        text(method.min_particles),
-        text(method.latent),
-        text(method.ablation or method.control_variate or "none"),
-        text(method.cost),
-        speeds(name),
-        f"{{cite:t}}`{method.reference}`",
-    ]
-
-
 def methods_table(ablations: bool) -> str:
     """The methods of the literature, or the deliberate deviations from them."""
     rows = [
-        method_row(name, method) for name, method in METHODS.items() if bool(method.ablation) == ablations
+        [
+            f"`{name}`",
+            f"{text(method.title)}, `{method.function.__name__}`",
+            text(method.min_particles),
+            text(method.latent),
+            text(method.ablation or method.control_variate or "none"),
+            text(method.cost),
+            speeds(name),
+            f"{{cite:t}}`{method.reference}`",
+        ]
+        for name, method in METHODS.items()
+        if bool(method.ablation) == ablations
     ]
     what = "deviation" if ablations else "control variate"
     return table(["name", "method, function", "least K", "latents", what, "cost", "speed", "source"], rows)
@@ -348,7 +346,7 @@ def main() -> None:
         *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in others),
         *(("intro.md", f"scale {path.stem}", partial(chapter_scale, path)) for path in (notebook, *others)),
         ("intro.md", "original code", partial(original_code, notebook)),
-        ("intro.md", "verdicts", lambda: first_page(folder.parent)),
+        ("intro.md", "verdicts", lambda: summary(read_ledger(folder.parent)[0])),
         ("reproducibility.md", "machines", machines),
         ("claims.md", "ledger", lambda: claims_page(folder.parent)),
         ("claims.md", "what matters", what_matters),

@@ -126,11 +126,8 @@ def _unfinished(path: Path) -> str | None:
 
 def verify(results_dir: Path | None = None, own: bool = False) -> tuple[int, list[str]]:
     """Number of records in both stores, and one line for each fault of theirs."""
-    faults, number = [], 0
-    for path in folders(results_dir, own):
-        number += 1
-        faults += [f"{path}: {fault}" for fault in _faults(path)]
-    return number, faults
+    found = {path: list(_faults(path)) for path in folders(results_dir, own)}
+    return len(found), [f"{path}: {fault}" for path, faults in found.items() for fault in faults]
 
 
 def _faults(path: Path) -> Iterator[str]:

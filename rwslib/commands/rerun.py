@@ -107,10 +107,7 @@ def describe(notebook: Path) -> str:
 
 
 def choose(
-    notebook: Path,
-    given: Iterable[tuple[str, str]] = (),
-    file: Path | None = None,
-    scale: str | None = None,
+    notebook: Path, given: Iterable[tuple[str, str]] = (), file: Path | None = None, scale: str | None = None
 ) -> dict[str, Any]:
     """The parameters that differ from the defaults: those of the scale, then of the file, then ``given``.
 

@@ -22,20 +22,6 @@ from rwslib.training import Problem, Trainer
 from rwslib.training.acceleration import check_device, single_thread
 from rwslib.training.probe import metric_values
 
-__all__ = [
-    "EXPERIMENTS",
-    "AIRConfig",
-    "Experiment",
-    "GMMConfig",
-    "SBNConfig",
-    "VAEConfig",
-    "configuration",
-    "modules",
-    "run",
-    "stored",
-    "train",
-]
-
 Config = GMMConfig | VAEConfig | AIRConfig | SBNConfig
 
 
@@ -70,50 +56,22 @@ class Experiment:
     small: bool = False
 
 
+# Laid out by hand: title, configuration, problem, networks, headline; then what is not as usual.
+# fmt: off
 EXPERIMENTS = {
-    "gmm": Experiment(
-        title="Gaussian mixture",
-        config=GMMConfig,
-        problem=gmm.problem,
-        networks=gmm.build,
-        headline=("prior_l2", "posterior_l2"),
-        paper_length=100_000,
-        section="4.3",
-        chapter="02_gmm",
-        small=True,
-    ),
-    "vae": Experiment(
-        title="continuous model",
-        config=VAEConfig,
-        problem=vae.problem,
-        networks=lambda config: vae.build(),
-        headline=("log_marginal", "kl_q_p"),
-        length=lambda plain: vae.epochs_after(plain["num_stages"]),
-        unit="epochs",
-        paper_length=vae.epochs_after(vae.PAPER_STAGES),
-        section="4.2",
-        chapter="03_vae",
-    ),
-    "air": Experiment(
-        title="attend, infer, repeat",
-        config=AIRConfig,
-        problem=air.problem,
-        networks=air.build,
-        headline=("log_marginal", "count_accuracy"),
-        paper_length=2_000_000,
-        section="4.1",
-        chapter="04_air",
-    ),
-    "sbn": Experiment(
-        title="sigmoid belief network",
-        config=SBNConfig,
-        problem=sbn.problem,
-        networks=sbn.build,
-        headline=("log_marginal", "kl_q_p"),
-        paper_length=1_000_000,  # that of Dong, Mnih & Tucker (2020)
-        chapter="06_coins",
-    ),
+    "gmm": Experiment("Gaussian mixture", GMMConfig, gmm.problem, gmm.build, ("prior_l2", "posterior_l2"),
+                      paper_length=100_000, section="4.3", chapter="02_gmm", small=True),
+    "vae": Experiment("continuous model", VAEConfig, vae.problem, lambda config: vae.build(),
+                      ("log_marginal", "kl_q_p"), unit="epochs",
+                      length=lambda plain: vae.epochs_after(plain["num_stages"]),
+                      paper_length=vae.epochs_after(vae.PAPER_STAGES), section="4.2", chapter="03_vae"),
+    "air": Experiment("attend, infer, repeat", AIRConfig, air.problem, air.build,
+                      ("log_marginal", "count_accuracy"),
+                      paper_length=2_000_000, section="4.1", chapter="04_air"),
+    "sbn": Experiment("sigmoid belief network", SBNConfig, sbn.problem, sbn.build, ("log_marginal", "kl_q_p"),
+                      paper_length=1_000_000, chapter="06_coins"),  # length of Dong, Mnih & Tucker (2020)
 }
+# fmt: on
 
 
 def configuration(plain: dict[str, Any]) -> Config:
@@ -124,9 +82,7 @@ def configuration(plain: dict[str, Any]) -> Config:
 
 
 def stored(
-    config: Config,
-    results_dir: str | Path | None = None,
-    fewer_runs: bool = False,
+    config: Config, results_dir: str | Path | None = None, fewer_runs: bool = False
 ) -> RunRecord | None:
     """The record of a run if there is one; never trains.
 
@@ -156,10 +112,7 @@ def modules(record: RunRecord, replicate: int = 0) -> dict[str, nn.Module]:
 
 
 def run(
-    config: Config,
-    results_dir: str | Path | None = None,
-    device: str = "cpu",
-    progress: bool | None = None,
+    config: Config, results_dir: str | Path | None = None, device: str = "cpu", progress: bool | None = None
 ) -> RunRecord:
     """The record of a run: the stored one if there is one, else train, store and return it.
 
@@ -167,7 +120,6 @@ def run(
     GPU up to their last digits.
 
     Args:
-        config: what to run.
         results_dir: where a new record goes; None is ``$RWSLIB_RESULTS`` or ``results``.
         device: where to train, "cpu" or a CUDA device; each has random numbers of its own.
         progress: show a progress bar; None shows it in a terminal only.

@@ -117,11 +117,8 @@ class AIRConfig:
 
     def __post_init__(self):
         check_common(self)
-        scenes = data.NUM_SCENES["test"]
-        require(
-            self.eval_scenes <= scenes, "eval_scenes", f"at most the {scenes} test scenes", self.eval_scenes
-        )
-        dreams = self.dream_iterations
+        most, dreams = data.NUM_SCENES["test"], self.dream_iterations
+        require(self.eval_scenes <= most, "eval_scenes", f"at most the {most} test scenes", self.eval_scenes)
         longer = self.num_iterations > dreams
         require(longer, "num_iterations", f"above the {dreams} of dream_iterations", self.num_iterations)
         one_start = not (dreams and self.warmup_iterations)

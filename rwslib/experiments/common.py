@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from rwslib.checks import require
+from rwslib.checks import is_whole, require
 from rwslib.methods import METHODS, Option, usable
 from rwslib.noise import check_seed
 
@@ -26,8 +26,7 @@ def known_name(name: Any, known: Collection[str], what: str) -> None:
 
 def require_int(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
     """Refuse anything but a whole number in a range."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= at_least, name, f"a whole number of at least {at_least}", value)
+    require(is_whole(value, at_least), name, f"a whole number of at least {at_least}", value)
     require(value <= at_most, name, f"at most {at_most}", value)
 
 

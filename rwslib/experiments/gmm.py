@@ -63,9 +63,7 @@ def build(config: GMMConfig) -> dict[str, nn.Module]:
     """The modules of one replicate."""
     modules = {"p": GMM(config.init), "q": InferenceNetwork(config.hidden)}
     variates = {"relax": RelaxControlVariate, "rebar": RebarControlVariate, "nvil": Baseline}
-    if config.method in variates:
-        modules["control_variate"] = variates[config.method]()
-    return modules
+    return modules | ({"control_variate": variates[config.method]()} if config.method in variates else {})
 
 
 def test_points() -> Tensor:

@@ -13,20 +13,7 @@ OFFERS = ("one_kind",)  # to methods: no path derivative, no relaxation, no furt
 
 @dataclass(frozen=True)
 class OwnModelConfig:
-    """One cell of chapter 5: a method and a number of particles, and what all its cells share.
-
-    Attributes:
-        method: a name in ``rwslib.methods.usable(*OFFERS)``.
-        num_particles: K.
-        dataset: "digits" or "mnist", see ``rwslib.data``.
-        num_latents: bits of the top layer and of the one below.
-        num_iterations: optimiser steps.
-        num_runs: replicates, trained together, independent of each other.
-        batch_size: images in a step.
-        learning_rate: of Adam.
-        eval_particles: particles of the log evidence and of the divergence.
-        seed: of everything random, at least 1.
-    """
+    """One cell of chapter 5: a method and a number of particles, and what all its cells share."""
 
     method: str
     num_particles: int

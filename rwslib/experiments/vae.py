@@ -166,12 +166,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
 
 
 def final_metrics(
-    p: GenerativeModel,
-    q: InferenceNetwork,
-    x: Tensor,
-    num_particles: int,
-    noise: Noise,
-    annealing: int = 0,
+    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise, annealing: int = 0
 ) -> dict[str, Tensor]:
     """Test log marginal, KL, effective sample size (with standard errors) and active units of a replicate.
 

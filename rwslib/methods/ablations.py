@@ -45,12 +45,7 @@ def dww_wrong_density(
 
 
 def concrete_2018(
-    p: nn.Module,
-    q: nn.Module,
-    x: Tensor,
-    num_particles: int,
-    noise: Noise,
-    temperature: Tensor | float = 0.5,
+    p: nn.Module, q: nn.Module, x: Tensor, num_particles: int, noise: Noise, temperature: Tensor | float = 0.5
 ) -> Tensor:
     r"""Ablation: Concrete with the prior's mass at the arg max, as in the authors' code of 2018.
 

@@ -19,11 +19,7 @@ def look_up(configs: Cells, results_dir: str | Path | None) -> dict[tuple[str, i
 
 
 def find_or_train(
-    configs: Cells,
-    results_dir: str | Path | None,
-    longest: float,
-    length: str,
-    device: str = "cpu",
+    configs: Cells, results_dir: str | Path | None, longest: float, length: str, device: str = "cpu"
 ) -> dict[tuple[str, int], RunRecord]:
     """The record of each configuration by (method, K); says what neither is stored nor short enough to train.
 

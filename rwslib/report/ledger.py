@@ -316,14 +316,7 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
         lines += [forest(entry["effects"])]
     if entry["records"]:
         shown = "; ".join(show_record(key, records[key], url) for key in entry["records"])
-        lines += [
-            "",
-            "<details class='records'><summary>Records</summary>",
-            "",
-            f"{shown}.",
-            "",
-            "</details>",
-        ]
+        lines += ["\n<details class='records'><summary>Records</summary>\n", f"{shown}.\n\n</details>"]
     return "\n".join([*lines, "::::::"])
 
 
@@ -356,11 +349,6 @@ def claims_page(stage: Path) -> str:
             parts.append(f"Shown in {{doc}}`/notebooks/{chapter}`." + f"\nScale: {how}." * bool(how))
         parts += [show_claim(name, entry, claims, records, url) for name, entry in own.items()]
     return "\n\n".join(parts)
-
-
-def first_page(stage: Path) -> str:
-    """The sums of the ledger, for the first page."""
-    return summary(read_ledger(stage)[0])
 
 
 def chapter_scale(notebook: Path) -> str:

@@ -3,9 +3,7 @@
 The model code is written for one run.  Here the parameters of R replicates are stacked, the
 gradient of the method's loss is mapped over them, and several optimiser steps are compiled into one
 program.  Each replicate reads its own random numbers, drawn for a block of steps at once: they depend on
-the seed, the replicate, and where the block begins and ends.  So a replicate does not depend on its
-neighbours, and a resumed run repeats the same numbers; but where the steps between two logs or the numbers
-that a step takes are others, so are the blocks and all numbers.
+the seed, the replicate, and where the block begins and ends.
 """
 
 from rwslib.training.acceleration import largest_divisor

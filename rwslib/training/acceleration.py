@@ -150,7 +150,6 @@ def accelerate(
 
     Args:
         steps: ``(params, moments, iteration, *tensors [R, steps, ...]) -> (params, moments)``.
-        device: where they run.
         length: how many steps a call usually takes.
         failed: called with the reason if the steps cannot be compiled; they then run as they are.
     """
@@ -204,9 +203,7 @@ class Captured:
             return self.function(params, moments, *tensors)
         with torch.cuda.device(tensors[0].device):  # streams and graphs are those of the current one
             if self.graph is None:
-                copies = [
-                    {name: value.clone() for name, value in part.items()} for part in (params, *moments)
-                ]
+                copies = [{name: t.clone() for name, t in part.items()} for part in (params, *moments)]
                 self.state, self.tensors = (copies[0], tuple(copies[1:])), [t.clone() for t in tensors]
                 self.graph = self._record()
             self._keep((params, moments))

@@ -44,16 +44,10 @@ class State:
             content |= {f"moment{i}/{name}": value for name, value in moment.items()}
         for name, values in self.curves.items():
             content[f"curve/{name}"] = torch.from_numpy(np.stack(values))
-        metadata = {
-            "iteration": self.iteration,
-            "asked": asked,
-            "seconds": self.seconds,
-            "identity": json.dumps(identity),
-        }
-        serialized = safetensors.torch.save(
-            {name: value.contiguous().cpu() for name, value in content.items()},
-            {name: str(value) for name, value in metadata.items()} | files.UNSEALED,
-        )
+        about = {"iteration": self.iteration, "asked": asked, "seconds": self.seconds}
+        metadata = {name: str(value) for name, value in about.items()} | {"identity": json.dumps(identity)}
+        content = {name: value.contiguous().cpu() for name, value in content.items()}
+        serialized = safetensors.torch.save(content, metadata | files.UNSEALED)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -70,31 +64,23 @@ class State:
         """
         try:
             stored = json.loads(files.metadata(path).get("identity", "{}"))
+            content = safetensors.torch.load(files.read_sealed(path))
             # copied: from an unaligned address matrix products round otherwise
-            content = {
-                name: value.to(device, copy=True)
-                for name, value in safetensors.torch.load(files.read_sealed(path)).items()
-            }
+            content = {name: value.to(device, copy=True) for name, value in content.items()}
             iteration, _, seconds = peek(path)
             shapes = {name: list(value.shape) for name, value in content.items()}
             identity = identity | {f"shape of {name}": str(list(v.shape)) for name, v in self.params.items()}
             stored |= {f"shape of {name}": str(shapes.get(f"params/{name}")) for name in self.params}
             differs = [name for name, value in identity.items() if stored.get(name, value) != value]
             if not differs:
-                return State(
-                    iteration,
-                    seconds,
-                    {name: content[f"params/{name}"] for name in self.params},
-                    tuple(
-                        {name: content[f"moment{i}/{name}"] for name in moment}
-                        for i, moment in enumerate(self.moments)
-                    ),
-                    {
-                        name.removeprefix("curve/"): list(value.cpu().numpy())
-                        for name, value in content.items()
-                        if name.startswith("curve/")
-                    },
-                )
+                params = {name: content[f"params/{name}"] for name in self.params}
+                moments = [
+                    {name: content[f"moment{i}/{name}"] for name in moment}
+                    for i, moment in enumerate(self.moments)
+                ]
+                curves = {k: list(v.cpu().numpy()) for k, v in content.items() if k.startswith("curve/")}
+                curves = {name.removeprefix("curve/"): values for name, values in curves.items()}
+                return State(iteration, seconds, params, tuple(moments), curves)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"checkpoint {path} is damaged ({error}); delete it to start this run again"

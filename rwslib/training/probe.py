@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from rwslib.checks import require
+from rwslib.checks import is_whole, require
 from rwslib.noise import Noise, global_generators
 from rwslib.training.watched import (
     OUT_OF_MEMORY,
     Misfit,
-    MissingFunction,
     Watched,
     check_density,
     describe,
@@ -34,10 +32,6 @@ from rwslib.training.watched import (
 from rwslib.trees import leaves
 
 # -- the arguments of a problem ------------------------------------------------------------------------
-
-
-def _whole(value: Any, at_least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
 
 def check_kinds(problem: Any) -> None:
@@ -62,15 +56,16 @@ def check_arguments(problem: Any, parts: nn.ModuleDict) -> None:
     require(hasattr(method, "min_particles"), "method", "a row of rwslib.methods.METHODS", method)
     if problem.epoch is not None:
         pair = isinstance(problem.epoch, tuple | list) and len(problem.epoch) == 2
-        pair = pair and all(_whole(number, 1) for number in problem.epoch)
+        pair = pair and all(is_whole(number, 1) for number in problem.epoch)
         require(pair, "epoch", "None or (number of data, batch size)", problem.epoch)
         num_data, size = problem.epoch
         require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
     for name in ("num_iterations", "log_every"):
         value = getattr(problem, name)
-        require(_whole(value, 1), name, "a whole number of at least 1", value)
-    few = f"a whole number of at least {method.min_particles} for method {method.title}"
-    require(_whole(problem.num_particles, method.min_particles), "num_particles", few, problem.num_particles)
+        require(is_whole(value, 1), name, "a whole number of at least 1", value)
+    least = method.min_particles
+    few = f"a whole number of at least {least} for method {method.title}"
+    require(is_whole(problem.num_particles, least), "num_particles", few, problem.num_particles)
     whole = problem.num_iterations % problem.log_every == 0
     require(whole, "log_every", f"a divisor of num_iterations = {problem.num_iterations}", problem.log_every)
     require(not isinstance(problem.extensible, str), "extensible", "a tuple of names", problem.extensible)
@@ -96,11 +91,8 @@ def _check_options(problem: Any) -> None:
     options, method = problem.options(torch.zeros((), device=problem.device)), problem.method
     require(isinstance(options, dict), "options", "a function that returns a dict", options)
     unknown = [name for name in options if name not in method.options]
-    takes = (
-        f"those of method {method.title}, {list(method.options)}"
-        if method.options
-        else (f"none for method {method.title}, which takes none")
-    )
+    known = f"those of method {method.title}, {list(method.options)}"
+    takes = known if method.options else f"none for method {method.title}, which takes none"
     require(not unknown, "options", takes, unknown)
     for name, value in options.items():
         option = method.options[name]
@@ -130,7 +122,7 @@ def _check_parts(problem: Any, parts: nn.ModuleDict) -> None:
     delays = problem.optimizer.delays
     require(not (delays and problem.phases), "delays", "empty where there are phases", delays)
     for phase in problem.phases:
-        fine = _whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
+        fine = is_whole(phase.iterations, 0) and phase.trains and set(phase.trains) <= set(parts)
         require(fine, "phases", f"phases that train some of {needed}", phase)
     before = sum(phase.iterations for phase in problem.phases)
     at_most = f"together at most num_iterations = {problem.num_iterations} steps long"
@@ -147,7 +139,6 @@ def try_problem(problem: Any, parts: nn.ModuleDict, rows: Tensor) -> tuple[list[
     """Call a problem's functions once, as training does, and look at all that they return.
 
     Args:
-        problem: what is to be trained.
         parts: the modules of one replicate; they stay as they are.
         rows: the data's turn of a first batch, ``[B]``.
 
@@ -250,10 +241,7 @@ def _check_repeats(problem: Any, rows: Tensor) -> None:
 def _losses(problem: Any, parts: nn.ModuleDict, x: Any, noise: Noise, phase: Any = None) -> Tensor:
     what = _called(problem, phase)
     watched = {name: Watched(part, name, what) for name, part in parts.items()}
-    try:
-        loss = problem.losses(watched, x, noise, torch.zeros((), device=noise.device), phase)
-    except MissingFunction as error:
-        raise ValueError(str(error)) from None
+    loss = problem.losses(watched, x, noise, torch.zeros((), device=noise.device), phase)
     try:
         check_density("losses", loss, "B", (size_of(x),))
     except Misfit as misfit:

@@ -1,6 +1,5 @@
 """The training loop: replicates trained together, checkpointed, resumable."""
 
-import sys
 import time
 import warnings
 from collections.abc import Collection, Sequence
@@ -45,8 +44,6 @@ def pure_steps(
     """The optimiser steps of a phase as a pure function of the state and of what they read.
 
     Args:
-        objective: whose gradients are followed.
-        replicates: indices of the R replicates.
         begin: iteration at which the phase begins.
         compile_update: compile the optimiser alone, for gradients that cannot be compiled.
 
@@ -106,7 +103,8 @@ class Trainer:
         self.problem, self.replicates, self.device = problem, list(replicates), problem.device
         self.iteration, self.seconds = 0, 0.0
         self.curves: dict[str, list[np.ndarray]] = {}
-        self._kept, self._in_step = 0, False  # the iteration of the checkpoint, if there is one
+        self._on_gpu = torch.device(self.device).type == "cuda"
+        self._kept, self._torn = 0, False  # the iteration of the checkpoint, if there is one
         if not self.replicates:
             raise ValueError("replicates must hold at least one index, got none")
         probe.check_kinds(problem)
@@ -141,9 +139,8 @@ class Trainer:
                 {name: torch.full_like(self.params[name], start) for name in self.objective.trained}
                 for start in problem.optimizer.start
             )
-        on_gpu = torch.device(self.device).type == "cuda"
-        at_most = max(1, (GPU_NOISE if on_gpu else NOISE_BLOCK) // max(1, sum(self.numbers.values())))
-        if on_gpu:
+        at_most = max(1, (GPU_NOISE if self._on_gpu else NOISE_BLOCK) // max(1, sum(self.numbers.values())))
+        if self._on_gpu:
             self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
         else:
             self.block = largest_divisor(problem.log_every, at_most)
@@ -177,12 +174,12 @@ class Trainer:
             count = min(count, self._phase_end - self.iteration)
         drawn = self.draw(count)
         iteration = torch.tensor(self.iteration, dtype=torch.float64, device=self.device)
-        self._in_step = True
+        self._torn = self._on_gpu  # where a step changes the state in its place
         with torch.no_grad():
             params, moments = self._steps(self.params, self.moments, iteration, *drawn)
         # together, so that an interruption finds a whole state
         self.params, self.moments, self.iteration = params, moments, self.iteration + count
-        self._in_step = False
+        self._torn = False
 
     def log(self) -> None:
         """Append the metrics of the current parameters to the curves."""
@@ -217,8 +214,7 @@ class Trainer:
             with single_thread(self.device), self._bar(progress) as bar:
                 self._train_to_the_end(checkpoint, begun, bar)
         except (KeyboardInterrupt, SystemExit):
-            on_gpu = torch.device(self.device).type == "cuda"  # where a step changes the state in its place
-            if checkpoint is not None and self.iteration > self._kept and not (on_gpu and self._in_step):
+            if checkpoint is not None and self.iteration > self._kept and not self._torn:
                 self.save(checkpoint, time.monotonic() - begun)
             raise
         self.seconds = time.monotonic() - begun
@@ -230,15 +226,8 @@ class Trainer:
         }
 
     def _bar(self, shown: bool) -> tqdm:
-        return tqdm(
-            total=self.problem.num_iterations,
-            initial=self.iteration,
-            disable=not shown,
-            unit="it",
-            desc=self.problem.method.title,
-            file=sys.stderr,
-            leave=False,
-        )
+        length, title = self.problem.num_iterations, self.problem.method.title
+        return tqdm(total=length, initial=self.iteration, desc=title, leave=False, disable=not shown)
 
     def _train_to_the_end(self, checkpoint: Path | None, begun: float, bar: tqdm) -> None:
         """Train block by block; log and save when it is time."""

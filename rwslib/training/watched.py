@@ -32,8 +32,8 @@ _RETURNS = {  # latents first where there are any
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
-class MissingFunction(AttributeError):
-    """An AttributeError, so that a method may ask with ``hasattr``."""
+class MissingFunction(AttributeError, ValueError):
+    """An AttributeError, too, so that a method may ask with ``hasattr``."""
 
 
 class Watched(nn.Module):
@@ -218,9 +218,7 @@ def _unpack(result: Any, names: tuple[str, ...]) -> tuple:
 
 
 def _shape(names: str, shape: tuple[int | None, ...], more: str = "") -> str:
-    numbers = [
-        name if size is None else str(size) for name, size in zip(names.split(", "), shape, strict=True)
-    ]
+    numbers = [name if n is None else str(n) for name, n in zip(names.split(", "), shape, strict=True)]
     return f"[{names}{more}] = [{', '.join(numbers)}{more}]"
 
 

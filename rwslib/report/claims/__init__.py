@@ -5,8 +5,8 @@ means where there are only a few), most of them of logarithms where ratios matte
 """
 
 from rwslib.report.claims.air import air_claims, without_failures
-from rwslib.report.claims.effects import QUANTITIES, SIDES, Effect, Evidence, Quantity, in_words, listed
-from rwslib.report.claims.export import CARRIED, claims_table, export, finding, show_claims, verdicts_table
+from rwslib.report.claims.effects import QUANTITIES, Effect, Evidence, Quantity, in_words, listed
+from rwslib.report.claims.export import CARRIED, export, finding, show_claims, verdicts_table
 from rwslib.report.claims.general import SUMS, general_claims
 from rwslib.report.claims.gmm import gmm_claims
 from rwslib.report.claims.reasons import Reason
@@ -17,7 +17,6 @@ from rwslib.report.claims.words import headline, lead, more_defence, more_partic
 __all__ = [
     "CARRIED",
     "QUANTITIES",
-    "SIDES",
     "SUMS",
     "VERDICTS",
     "Claim",
@@ -27,7 +26,6 @@ __all__ = [
     "Reason",
     "Rule",
     "air_claims",
-    "claims_table",
     "export",
     "finding",
     "general_claims",

@@ -174,11 +174,7 @@ def air_claims(runs: Runs, likelihoods: Mapping[str, RunRecord] | None = None) -
             AIR-10 of WWS.  No claim's spread rests on a method that it does not speak of.
         likelihoods: records that differ in the likelihood alone, "Bernoulli" and "normal", for AIR-6.
     """
-    pairs = {
-        "runs": ("ww", "vimco"),
-        "variant": ("vimco", "vimco_air2018"),
-        "with sleep": ("ww", "wws"),
-    }
+    pairs = {"runs": ("ww", "vimco"), "variant": ("vimco", "vimco_air2018"), "with sleep": ("ww", "wws")}
     evidence = {
         name: Evidence({cell: record for cell, record in runs.items() if cell[0] in pair}, pooled=True)
         for name, pair in pairs.items()

@@ -23,11 +23,7 @@ def steps(evidence: Evidence, quantity: str, methods: Sequence[str], sign: int) 
 
 def quieter(evidence: Evidence, quiet: Sequence[str], loud: Sequence[str]) -> list[Effect]:
     """Log ratio of the gradients' spreads, by K."""
-    return [
-        effect
-        for a, b in product(quiet, loud)
-        for effect in evidence.above("log spread of the gradient", b, a)
-    ]
+    return [e for a in quiet for e in worse(evidence, "log spread of the gradient", loud, (a,))]
 
 
 def worse(

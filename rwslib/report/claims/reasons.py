@@ -69,7 +69,6 @@ CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] =
         ),
         (DETAIL, "From uniform mixture weights,", None, {"init": "near"}),
     ),
-    "vae": (),
     "air": (
         (DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),
         (DETAIL, "From a warm-up, in ten times as many iterations,", None, EARLIER_RUNS[30_000]),
