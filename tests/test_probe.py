@@ -871,6 +871,10 @@ ARGUMENTS = {
         {"method": METHODS["vimco"], "num_particles": 1},
         "num_particles must be a whole number of at least 2 for method VIMCO, got 1",
     ),
+    "one centred particle": (
+        {"options": lambda progress: {"center_weights": True}, "num_particles": 1},
+        r"log_p holds 1 particle\(s\), this estimator needs at least 2",
+    ),
     "no particles": ({"num_particles": 0}, "num_particles must be a whole number of at least 1 .*got 0"),
     "option": (
         {"options": lambda progress: {"detla": 0.1}},
