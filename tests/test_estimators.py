@@ -245,7 +245,13 @@ def mean_of_weighted_scores(log_p, log_q):
     return estimators.wake_phi_loss(log_p, log_q) / len(log_p)
 
 
-@pytest.mark.parametrize("wrong", [weights_not_detached, weights_not_normalised, mean_of_weighted_scores])
+def bound_for_theta(log_p, log_q):
+    return estimators.iwae_loss(log_p, log_q) + estimators.wake_phi_loss(log_p, log_q)
+
+
+@pytest.mark.parametrize(
+    "wrong", [weights_not_detached, weights_not_normalised, mean_of_weighted_scores, bound_for_theta]
+)
 def test_enumeration_rejects_wrong_wake_phi(wrong):
     problem = Enumeration(3, 3, seed=0)
     assert not agree(problem.expected_gradients(wrong)[1], wake_phi_by_a_loop(problem))
