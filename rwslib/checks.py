@@ -28,6 +28,7 @@ def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:
     """
     (first, reference), *_ = tensors.items()
     for name, value in tensors.items():
+        _check_tensor(name, "[K, B]", value)
         if value.ndim != 2:
             raise ValueError(f"{name} must have shape [K, B] (particles, batch), got {list(value.shape)}")
         if value.shape != reference.shape:
@@ -44,38 +45,48 @@ def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:
         check_finite(name, value.detach().amax(dim=0) if name in MAY_BE_IMPOSSIBLE else value)
 
 
+def _check_tensor(name: str, shape: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
+
+
 def check_precision(name: str, value: Tensor) -> None:
-    """Raise ``ValueError`` for log-densities in fewer digits than float32's."""
+    """Raise ``ValueError`` for log-densities in fewer digits than float32's, or in none."""
     if value.dtype not in (torch.float32, torch.float64):
+        why = ": rounded to fewer digits, a log-density of hundreds of nats gives a wrong weight"
         raise ValueError(
-            f"{name} must be float32 or float64, got {str(value.dtype).removeprefix('torch.')}: rounded to "
-            "fewer digits, a log-density of hundreds of nats gives a wrong weight"
+            f"{name} must be float32 or float64, got {str(value.dtype).removeprefix('torch.')}"
+            + why * value.is_floating_point()
         )
 
 
 def check_per_datum(like: Tensor, **tensors: Tensor) -> None:
     """Raise ``ValueError`` unless all tensors are finite and of shape ``[B]``, B taken from ``like``."""
     for name, value in tensors.items():
+        _check_tensor(name, "[B]", value)
         if value.shape != like.shape[1:]:
             raise ValueError(f"{name} must have shape [B] = {list(like.shape[1:])}, got {list(value.shape)}")
         check_finite(name, value)
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise ``ValueError`` unless all numbers are finite; passes where no value can be read."""
+    """Raise ``ValueError`` unless all numbers ``[..., B]`` are finite; passes where no value can be read."""
     if torch.compiler.is_compiling():
         return
+    finite = torch.isfinite(value.detach())
     try:
-        finite = bool(torch.isfinite(value.detach()).all())
+        if finite.all():
+            return
     except RuntimeError:  # inside vmap no value can be read
         return
-    if finite:
-        return
-    if name in MAY_BE_IMPOSSIBLE:
-        raise ValueError(
-            f"{name} holds NaN or +inf, or a datum has only -inf: that is a weight of zero, but not for all"
-        )
-    raise ValueError(f"{name} holds NaN or infinite values, here every number must be finite")
+    at = (~finite).nonzero()[0]  # data have the last axis
+    if name not in MAY_BE_IMPOSSIBLE or value.ndim > 1:
+        what = "NaN or infinite values, here every number must be finite"
+    elif value[tuple(at)] == -torch.inf:
+        what = "only -inf: that is a weight of zero, but not for all"
+    else:
+        what = "NaN or +inf"
+    raise ValueError(f"{name} holds {what} (datum {int(at[-1])})")
 
 
 def check_counts(**counts: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from rwslib.checks import check_counts, check_precision
+from rwslib.checks import check_counts, check_precision, require
 from rwslib.estimators import normalized_weights
 from rwslib.noise import Noise, Tape
 from rwslib.trees import Tree, batch_size, leaves, split
@@ -86,7 +86,8 @@ def importance_estimates(
         Particles of weight zero count; a datum with no others has ``-inf``, and NaN where that says nothing.
 
     Raises:
-        ValueError: no datum, no particle, or log-densities in fewer digits than float32's.
+        ValueError: no datum, no particle, or log-densities of another shape than ``[K, B]`` or in fewer
+            digits than float32's.
     """
     check_counts(num_particles=num_particles, images_at_once=images_at_once, rows_at_once=rows_at_once)
     if not batch_size(x):
@@ -94,7 +95,12 @@ def importance_estimates(
 
     def log_weights(x: Tree, count: int, noise: Noise) -> Tensor:
         z, log_q = q.sample(x, count, noise)
-        return p.log_joint(z, x) - log_q
+        log_p, shape = p.log_joint(z, x), (count, batch_size(x))
+        for name, value in {"p.log_joint": log_p, "q.sample": log_q}.items():
+            if value.shape != shape:  # else they would be broadcast
+                got = f"[K, B] = {list(shape)}, got {list(value.shape)}"
+                raise ValueError(f"{name} must return log-densities {got}")
+        return log_p - log_q
 
     def whole_piece(x: Tree, uniform: Tensor, normal: Tensor) -> Tensor:
         return log_weights(x, count, Tape(uniform, normal))
@@ -144,8 +150,11 @@ def exact_log_evidence(log_joint: Tensor) -> Tensor:
 
 
 def exact_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """KL(a || b) of categorical distributions, from log-probabilities ``[..., C]``; ``[...]`` in nats."""
-    return (log_a.exp() * (log_a - log_b)).sum(dim=-1)
+    """KL(a || b) of categorical distributions, from log-probabilities ``[..., C]``; ``[...]`` in nats.
+
+    Categories that a gives probability zero add nothing.
+    """
+    return (log_a.exp() * torch.where(log_a == -math.inf, 0, log_a - log_b)).sum(dim=-1)
 
 
 def particle_tuples(num_categories: int, num_particles: int) -> Tensor:
@@ -170,8 +179,12 @@ def exact_moments(
 
     Returns:
         Mean and variance of the ascent direction, ``[C]`` each.
+
+    Raises:
+        ValueError: a category that q can draw is impossible under p: with K such particles there are no
+            weights.
     """
-    z = particle_tuples(len(logits), num_particles)
+    z = _tuples_from_q(log_joint, logits, num_particles)
 
     def one_tuple(logits: Tensor, z: Tensor) -> Tensor:
         log_q = torch.log_softmax(logits, dim=0)
@@ -181,6 +194,15 @@ def exact_moments(
     weights = torch.log_softmax(logits, dim=0)[z].sum(dim=0).exp()[:, None].detach()
     mean = (weights * ascent).sum(dim=0)
     return mean, (weights * (ascent - mean).square()).sum(dim=0)
+
+
+def _tuples_from_q(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor:
+    """Those of ``particle_tuples`` that q can draw."""
+    possible = logits > -math.inf
+    allowed = "above -inf for every category that q can draw, since K such particles have no weights"
+    require(bool((log_joint[possible] > -math.inf).all()), "log_joint", allowed, log_joint.tolist())
+    z = particle_tuples(len(logits), num_particles)
+    return z.T[possible[z].all(dim=0)].T  # laid out as before
 
 
 def particle_counts(num_categories: int, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -203,10 +225,14 @@ def particle_counts(num_categories: int, num_particles: int) -> tuple[Tensor, Te
 def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor:
     """The K-particle bound (paper Eq. 1) of one datum by enumeration; a differentiable scalar in nats.
 
+    Categories that q cannot draw take no part; where it can draw one that p cannot, the bound is ``-inf``.
+
     Args:
         log_joint: ``[C]``.
         logits: ``[C]``, of q.
     """
+    possible = logits > -math.inf
+    log_joint, logits = log_joint[possible], logits[possible]
     counts, log_ways = (table.to(logits.dtype) for table in particle_counts(len(logits), num_particles))
     log_q = torch.log_softmax(logits, dim=0)
     bound = torch.logsumexp(counts.log() + log_joint - log_q, dim=1) - math.log(num_particles)
@@ -214,8 +240,12 @@ def exact_bound(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor
 
 
 def exact_wake_phi(log_joint: Tensor, logits: Tensor, num_particles: int) -> Tensor:
-    """Expectation of the wake-phi ascent direction (paper Eq. 5) for one datum, ``[C]``, by enumeration."""
-    z = particle_tuples(len(logits), num_particles)
+    """Expectation of the wake-phi ascent direction (paper Eq. 5) for one datum, ``[C]``, by enumeration.
+
+    Raises:
+        ValueError: see :func:`exact_moments`.
+    """
+    z = _tuples_from_q(log_joint, logits, num_particles)
     probs = torch.softmax(logits, dim=0).detach()
     log_q = torch.log_softmax(logits, dim=0).detach()[z]
     v = normalized_weights(log_joint[z] - log_q)

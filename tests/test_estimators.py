@@ -245,7 +245,13 @@ def mean_of_weighted_scores(log_p, log_q):
     return estimators.wake_phi_loss(log_p, log_q) / len(log_p)
 
 
-@pytest.mark.parametrize("wrong", [weights_not_detached, weights_not_normalised, mean_of_weighted_scores])
+def bound_for_theta(log_p, log_q):
+    return estimators.iwae_loss(log_p, log_q) + estimators.wake_phi_loss(log_p, log_q)
+
+
+@pytest.mark.parametrize(
+    "wrong", [weights_not_detached, weights_not_normalised, mean_of_weighted_scores, bound_for_theta]
+)
 def test_enumeration_rejects_wrong_wake_phi(wrong):
     problem = Enumeration(3, 3, seed=0)
     assert not agree(problem.expected_gradients(wrong)[1], wake_phi_by_a_loop(problem))
@@ -308,12 +314,6 @@ def test_centred_weights_lower_the_variance(num_categories, num_particles):
     plain = problem.total_variance(estimators.wake_phi_loss)
     centred = problem.total_variance(lambda p, q: estimators.wake_phi_loss(p, q, center_weights=True))
     assert (centred < plain).all()
-
-
-def test_centred_weights_vanish_for_one_particle():
-    problem = Enumeration(4, 1, seed=0)
-    _, phi = problem.gradients(lambda p, q: estimators.wake_phi_loss(p, q, center_weights=True))
-    assert (phi == 0).all()
 
 
 def test_defensive_weights_use_the_given_density():
@@ -618,7 +618,6 @@ def test_one_particle_gives_the_elbo(log_w):
     torch.testing.assert_close(estimators.iwae_loss(log_p, log_q), log_q[0] - log_p[0])
     torch.testing.assert_close(estimators.wake_theta_loss(log_p, log_q), log_q[0] - log_p[0])
     torch.testing.assert_close(estimators.wake_phi_loss(log_p, log_q), -log_q[0])
-    assert (estimators.wake_phi_loss(log_p, log_q, center_weights=True) == 0).all()
     path = log_w.clone().requires_grad_()
     theta_loss = estimators.wake_theta_loss(log_p, log_q)
     for function, coefficient in [

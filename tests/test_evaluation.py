@@ -1,6 +1,7 @@
 """Exact moments, gradient spread, importance estimates, active units."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -73,6 +74,39 @@ def test_exact_kl():
     log_b = torch.log(torch.tensor([[0.5, 0.5], [0.1, 0.9]]))
     expected = torch.tensor([0.0, 0.8 * np.log(9)]).float()
     torch.testing.assert_close(evaluation.exact_kl(log_a, log_b), expected)
+
+
+def test_exact_kl_counts_impossible_categories_as_zero():
+    log_a, log_b = torch.log(torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
+    expected = D.kl_divergence(D.Categorical(logits=log_a), D.Categorical(logits=log_b))
+    torch.testing.assert_close(evaluation.exact_kl(log_a, log_b), expected)
+    assert evaluation.exact_kl(log_b, log_a) == math.inf
+    log_a = log_a.requires_grad_()
+    assert torch.isfinite(torch.autograd.grad(evaluation.exact_kl(log_a, log_b), log_a)[0]).all()
+
+
+def test_categories_that_neither_can_draw_take_no_part(toy):
+    log_joint, logits = (torch.cat([table, torch.tensor([-math.inf])]) for table in toy)
+    for function in (
+        evaluation.exact_bound,
+        evaluation.exact_wake_phi,
+        partial(evaluation.exact_moments, wake_phi_loss),
+    ):
+        found, expected = function(log_joint, logits, 3), function(*toy, 3)
+        if isinstance(found, tuple):
+            (found, spread), (expected, expected_spread) = found, expected
+            torch.testing.assert_close(spread[:4], expected_spread)
+        torch.testing.assert_close(found if found.ndim == 0 else found[:4], expected)
+        assert found.ndim == 0 or found[4] == 0
+
+
+def test_without_weights_there_is_no_direction(toy):
+    log_joint, logits = toy[0].clone(), toy[1]
+    log_joint[2] = -math.inf
+    assert evaluation.exact_bound(log_joint, logits, 3) == -math.inf
+    for function in (evaluation.exact_wake_phi, partial(evaluation.exact_moments, wake_phi_loss)):
+        with pytest.raises(ValueError, match="log_joint must be above -inf for every category that q can"):
+            function(log_joint, logits, 3)
 
 
 def test_gradient_std_is_the_paper_formula():
@@ -204,6 +238,30 @@ def test_importance_estimates_have_the_precision_of_the_models(dtype):
         assert value.dtype == dtype, name
         tolerance = 1e-12 if dtype == torch.float64 else 2e-6
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
+
+
+WRONG_SHAPES = {"[B, K]": lambda t: t.T, "[K, B, 1]": lambda t: t[..., None], "[K]": lambda t: t[:, 0]}
+
+
+@pytest.mark.parametrize("where", ["p.log_joint", "q.sample"])
+@pytest.mark.parametrize("shape", WRONG_SHAPES)
+@pytest.mark.parametrize("num_data", [1, 3])
+def test_importance_estimates_refuse_other_shapes(where, shape, num_data):
+    change = WRONG_SHAPES[shape]
+
+    class Model(GaussianModel):
+        def log_joint(self, z, x):
+            log_p = super().log_joint(z, x)
+            return change(log_p) if where == "p.log_joint" else log_p
+
+    class Network(GaussianNetwork):
+        def sample(self, x, num_particles, noise):
+            z, log_q = super().sample(x, num_particles, noise)
+            return z, change(log_q) if where == "q.sample" else log_q
+
+    right = rf"{where} must return log-densities \[K, B\] = \[4, {num_data}\], got"
+    with pytest.raises(ValueError, match=right):
+        evaluation.importance_estimates(Model(), Network(), torch.zeros(num_data), 4, Noise(1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd import grad
@@ -87,7 +88,8 @@ def test_all_impossible_and_what_is_no_weight_is_refused(name, value):
     arguments = random_arguments(name)
     arguments["log_p"] = arguments["log_p"].detach()
     arguments["log_p"][:, 1] = value
-    with pytest.raises(ValueError, match=r"log_p holds NaN or \+inf, or a datum has only -inf"):
+    what = "only -inf" if value == -math.inf else r"NaN or \+inf"
+    with pytest.raises(ValueError, match=rf"log_p holds {what}.*\(datum 1\)"):
         ESTIMATORS[name][0](**arguments)
 
 
@@ -210,6 +212,21 @@ def test_too_few_digits_are_refused(name, argument, dtype):
         )
 
 
+@pytest.mark.parametrize("name, argument", PARTICLE_ARGUMENTS)
+def test_what_is_no_tensor_is_refused(name, argument):
+    for value in ([[0.0] * 3] * 4, np.zeros((4, 3), np.float32)):
+        arguments = {n: v.detach() for n, v in random_arguments(name, dtype=torch.float32).items()}
+        with pytest.raises(ValueError, match=rf"{argument} must be a tensor \[K, B\], got (list|ndarray)"):
+            ESTIMATORS[name][0](**arguments | {argument: value})
+
+
+def test_only_halves_are_refused_for_their_rounding():
+    for dtype, rounded in {torch.float16: True, torch.int64: False}.items():
+        with pytest.raises(ValueError, match="log_w must be float32 or float64, got") as error:
+            estimators.log_evidence(torch.zeros(2, 3, dtype=dtype))
+        assert ("rounded" in str(error.value)) is rounded
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_no_datum_and_no_particle_are_refused(name):
     with pytest.raises(ValueError, match="holds no datum"):
@@ -228,7 +245,7 @@ def test_diagnostics_of_impossible_particles_and_of_none(name):
         (log_w[:, :0], "no datum"),
         (log_w[:0], "0 particle"),
         (log_w.bfloat16(), "float32 or float64"),
-        (torch.full((2, 2), -math.inf), "a datum has only -inf"),
+        (torch.full((2, 2), -math.inf), "holds only -inf"),
     ]:
         with pytest.raises(ValueError, match=f"log_w .*{message}"):
             function(bad)

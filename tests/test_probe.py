@@ -384,6 +384,21 @@ def test_metrics_that_cannot_be_mapped_say_how_else():
         trainer.log()
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_recurrent_networks_cannot_be_mapped(kind):
+    class Recurrent(GaussianNetwork):
+        def __init__(self):
+            super().__init__()
+            self.net = kind(1, 1)
+
+    def evaluate(networks):
+        return networks.map_modules(lambda p, q: {"a": q.net(DATA[:, None])[0].mean()})
+
+    trainer = Trainer(problem(q=Recurrent, evaluate=evaluate), [0, 1])
+    with pytest.raises(ValueError, match=r"calls what vmap cannot take \(GRU and LSTM do\).*networks\.each"):
+        trainer.log()
+
+
 # -- functions of a model ------------------------------------------------------------------------------
 
 
@@ -816,6 +831,18 @@ ARGUMENTS = {
         "an empty batch",
     ),
     "epoch too long": ({"epoch": (13, 4)}, r"epoch must be .*got \(13, 4\), but draw_batch fails for row 12"),
+    "epoch far too long": (
+        {"epoch": (1200, 4)},
+        r"epoch must be .*got \(1200, 4\), but draw_batch fails for row 1199",
+    ),
+    "not a number": (
+        {"draw_batch": lambda noise, rows: DATA[rows] * math.nan},
+        r"draw_batch must return finite numbers, got NaN or infinite ones in float32 \[4\]",
+    ),
+    "infinite": (
+        {"draw_batch": lambda noise, rows: (DATA[rows], DATA[rows] / 0)},
+        r"draw_batch must return finite numbers, got NaN",
+    ),
     "epoch of one number": (
         {"epoch": (12,)},
         r"epoch must be None or \(number of data, batch size\), got \(12,\)",
@@ -843,6 +870,10 @@ ARGUMENTS = {
     "few particles": (
         {"method": METHODS["vimco"], "num_particles": 1},
         "num_particles must be a whole number of at least 2 for method VIMCO, got 1",
+    ),
+    "one centred particle": (
+        {"options": lambda progress: {"center_weights": True}, "num_particles": 1},
+        r"log_p holds 1 particle\(s\), this estimator needs at least 2",
     ),
     "no particles": ({"num_particles": 0}, "num_particles must be a whole number of at least 1 .*got 0"),
     "option": (
@@ -966,6 +997,16 @@ def test_metrics_that_do_not_fit_are_refused_before_training(name):
     with pytest.raises(ValueError, match=sentence):
         trainer.train()
     assert trainer.iteration == 0
+
+
+def test_metrics_keep_their_names():
+    trainer = Trainer(
+        problem(evaluate=lambda networks: {"ab"[networks.iteration > 0]: torch.ones(2)}),
+        [0, 1],
+        compiled=False,
+    )
+    with pytest.raises(ValueError, match=r"evaluate must return the metrics \['a'\] .*got \['b'\]"):
+        trainer.train()
 
 
 def test_metrics_keep_their_shape():

@@ -178,6 +178,10 @@ def test_training_raises_the_bound():
         ({"gamma": 1.0}, "gamma must be None for method 'ww', which has no such option"),
         ({"method": "ovis", "gamma": 0.5, "center_weights": None}, "gamma must be 0.0 or 1.0, got 0.5"),
         ({"method": "iwae"}, "method must be one of .* for this model, got 'iwae'"),
+        (
+            {"num_particles": 1, "center_weights": True},
+            "num_particles must be at least 2 with center_weights, got 1",
+        ),
         ({"eval_images": 1}, "eval_images must be a whole number of at least 2, got 1"),
     ],
 )

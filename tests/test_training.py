@@ -1,6 +1,8 @@
 """Replicates, optimiser, checkpoints: what the training loop promises."""
 
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -499,6 +501,38 @@ def test_a_checkpoint_of_another_run_is_refused(changes, sentence, tmp_path):
     with pytest.raises(ValueError, match=r"its replicates is \[0, 1\], here it is \[0\]"):
         Trainer(problem, [0], compiled=False).train(path)
     assert path.read_bytes() == kept
+
+
+def test_a_checkpoint_of_another_evaluation_is_refused(tmp_path):
+    problem, path = data_problem(12, 3), tmp_path / "checkpoint"
+    (name,) = Trainer(problem, [0, 1], compiled=False).train(path).keys() - {"iteration"}
+    kept, other = path.read_bytes(), replace(problem, evaluate=lambda networks: {"other": torch.ones(2)})
+    longer = replace(other, num_iterations=2 * problem.num_iterations)
+    for which in (other, longer):
+        with pytest.raises(ValueError, match=rf"evaluate must return the metrics \['{name}'\].*\['other'\]"):
+            Trainer(which, [0, 1], compiled=False).train(path)
+    assert path.read_bytes() == kept
+
+
+def test_parameters_that_are_not_finite_are_told_before_they_are_evaluated():
+    trainer = Trainer(data_problem(12, 3), [4, 7], compiled=False)
+    trainer.params = {k: v.clone() for k, v in trainer.params.items()}
+    trainer.params[trainer.objective.trained[0]][1] = math.nan
+    trainer.problem = replace(trainer.problem, evaluate=lambda networks: 1 / 0)
+    with pytest.raises(FloatingPointError, match=r"of replicate 7 .* finite at iteration 0: a rate"):
+        trainer.log()
+
+
+def test_one_after_the_other_a_step_that_fails_says_where():
+    problem = data_problem(12, 3)
+
+    def draw_batch(noise, rows):
+        return problem.draw_batch(noise, rows) + torch.where(noise.uniform(1) < 0.05, math.nan, 0)
+
+    broken = replace(problem, draw_batch=draw_batch, mapped=False, num_iterations=400, log_every=400)
+    with pytest.raises(ValueError, match=r"holds NaN") as error:
+        Trainer(broken, [3], compiled=False).train()
+    assert re.fullmatch(r"This was replicate 3 at iteration \d+\.", error.value.__notes__[0])
 
 
 def test_steps_that_cannot_be_compiled_run_as_they_are():

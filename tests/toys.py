@@ -309,7 +309,7 @@ ESTIMATORS = {
         lambda log_p, log_q: estimators.wake_phi_loss(log_p, log_q, center_weights=True),
         ("log_p", "log_q"),
         (),
-        1,
+        2,
     ),
     "wake_phi_defensive": (estimators.wake_phi_loss, ("log_p", "log_q", "log_proposal"), (), 1),
     "sleep_phi": (estimators.sleep_phi_loss, ("log_q",), (), 1),

@@ -13,7 +13,9 @@ from rwslib.estimators.weights import log_evidence, normalized_weights
 def iwae_loss(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""Minus the importance-weighted bound, paper Eq. 1, for reparameterised particles.
 
-    Nothing is detached: phi's gradient flows through the particles and through ``log_q``.
+    Nothing is detached: phi's gradient flows through the particles and through ``log_q``.  With particles
+    without path derivative it is minus that of :func:`wake_phi_loss`, and the two cancel: theta alone
+    follows :func:`wake_theta_loss`.
 
     Args:
         log_p, log_q: ``[K, B]``.

@@ -35,7 +35,7 @@ def wake_phi_loss(
         log_q: ``[K, B]``, the density of q itself at the particles.
         log_proposal: ``[K, B]``, the density of the distribution the particles were really drawn
             from, if that is not q (delta-WW, paper section 4.3).
-        center_weights: subtract 1/K from each weight.  With particles from q this leaves the
+        center_weights: subtract 1/K from each weight, K >= 2.  With particles from q this leaves the
             expectation unchanged, since the score has mean zero, and lowers the variance.
 
     Returns:
@@ -43,13 +43,14 @@ def wake_phi_loss(
 
     Raises:
         ValueError: ``center_weights`` together with ``log_proposal``, where the score of q does not
-            have mean zero.
+            have mean zero, or with one particle, of which nothing would be left.
     """
     if log_proposal is None:
         log_proposal = log_q
     elif center_weights:
         raise ValueError("center_weights=True needs particles from q, but log_proposal was given")
-    check_log_densities(log_p=log_p, log_q=log_q, log_proposal=log_proposal)
+    least = 2 if center_weights else 1
+    check_log_densities(min_particles=least, log_p=log_p, log_q=log_q, log_proposal=log_proposal)
     v = normalized_weights(log_p - log_proposal)
     if center_weights:
         v = v - 1 / v.shape[0]

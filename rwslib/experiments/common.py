@@ -137,6 +137,9 @@ def check_common(config: Any) -> None:
             object.__setattr__(config, name, method.options[name].of_run)  # frozen for everyone else
         else:
             method.options[name].check(name, value)
+    if getattr(config, "center_weights", False):  # of one particle nothing would be left
+        few = "at least 2 with center_weights"
+        require(config.num_particles >= 2, "num_particles", few, config.num_particles)
 
 
 def options_of(config: type) -> list[str]:

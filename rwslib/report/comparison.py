@@ -258,7 +258,7 @@ def summary(mean: Tensor, variance: Tensor, wanted: Tensor | None) -> dict[str, 
     return {
         "bias": None if wanted is None else ((mean - wanted).norm() / size).item(),
         "noise": (spread / size).item(),
-        "signal": (mean.norm() / spread).item() if spread > 0 else 0.0,  # centred WW's one particle
+        "signal": (mean.norm() / spread).item() if spread > 0 else 0.0,
     }
 
 
@@ -301,7 +301,8 @@ def rows(problem: str) -> dict[str, tuple[int, ...]]:
             few = FEW if is_sampled(row, problem) or method.latent == "categorical" else MANY
             particles = FEWER if method.control_variate == "variance" else few
             pairs = 2 if name == "disarm" else 1
-            found[row] = tuple(K for K in particles if method.min_particles <= K and K % pairs == 0)
+            least = 2 if row == "ww_centred" else method.min_particles
+            found[row] = tuple(K for K in particles if least <= K and K % pairs == 0)
     return found
 
 

@@ -145,7 +145,10 @@ class Networks:
         return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
     def phi_gradients(self, x: Tree, num_samples: int) -> Tensor:
-        """Fresh estimates of phi's gradient at these parameters, ``[R, num_samples, D_phi]``."""
+        """Fresh estimates of phi's gradient at these parameters, ``[R, num_samples, D_phi]``.
+
+        Parameters that q shares with p count as p's, if ``build`` names p first.
+        """
         problem = self.objective.problem
         names = [name for name in self.objective.trained if name.startswith("parts.q.")]
         progress = problem.progress(self.iteration)
@@ -209,7 +212,11 @@ def one_by_one(function: Callable[..., Tensors], problem: Problem, replicates: S
         for i, replicate in enumerate(replicates):
             with global_generators(seed_for(problem.seed, replicate, iteration, GLOBALS), problem.device):
                 one = {name: value[i] for name, value in params.items()}
-                results.append(function(one, *(tensor[i] for tensor in tensors)))
+                try:
+                    results.append(function(one, *(tensor[i] for tensor in tensors)))
+                except Exception as error:
+                    error.add_note(f"This was replicate {replicate} at iteration {iteration}.")
+                    raise
         return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
     return over_replicates

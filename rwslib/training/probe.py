@@ -182,9 +182,19 @@ def try_problem(problem: Any, parts: nn.ModuleDict, rows: Tensor) -> tuple[list[
 
 
 def _draw(problem: Any, noise: Noise, rows: Tensor) -> Any:
+    device = problem.device
+    if problem.epoch is not None:
+        last = torch.arange(problem.epoch[0] - len(rows), problem.epoch[0], device=rows.device)
+        try:
+            problem.draw_batch(Noise(0, device=device), last)
+        except IndexError as error:
+            raise ValueError(
+                f"epoch must be (number of data, batch size), got {problem.epoch}, but draw_batch fails for "
+                f"row {problem.epoch[0] - 1}: {error}"
+            ) from error
     x = problem.draw_batch(noise, rows)
     _check_repeats(problem, rows)
-    size, device = size_of(x), problem.device
+    size = size_of(x)
     if problem.epoch is None and size == 0:
         raise ValueError(
             "draw_batch returns an empty batch: without epoch=(number of data, batch size) its rows are empty"
@@ -207,15 +217,11 @@ def _draw(problem: Any, noise: Noise, rows: Tensor) -> Any:
             raise ValueError(
                 f"draw_batch must return a batch on {device}, where the model is, got {leaf.device}"
             )
-    if problem.epoch is not None:
-        last = torch.arange(problem.epoch[0] - len(rows), problem.epoch[0], device=rows.device)
-        try:
-            problem.draw_batch(Noise(0, device=device), last)
-        except IndexError as error:
+        if leaf.is_floating_point() and not leaf.isfinite().all():
             raise ValueError(
-                f"epoch must be (number of data, batch size), got {problem.epoch}, but draw_batch fails for "
-                f"row {problem.epoch[0] - 1}: {error}"
-            ) from error
+                f"draw_batch must return finite numbers, got NaN or infinite ones in {describe(leaf)}: "
+                "what is missing needs a mask beside it"
+            )
     return x
 
 
@@ -279,6 +285,7 @@ _KINDS_OF_ERRORS = {  # what vmap and grad say, and what it means here
     ".item()": _READS,
     "doesn't have storage": _READS,
     "dynamic shape": "has a shape that depends on a value",
+    "Batching rule not implemented": "calls what vmap cannot take (GRU and LSTM do)",
 }
 
 
@@ -336,10 +343,16 @@ def metric_values(
 
     Raises:
         ValueError: it is no dict, or a value is no number, has no first axis of the replicates, or not the
-            shape it had.
+            shape it had; or the names are others than those of the curves.
     """
     require(isinstance(metrics, dict), of, "a function that returns a dict", metrics)
     require("iteration" not in metrics, of, "a function without metric 'iteration'", sorted(metrics))
+    known = sorted(curves.keys() - {"iteration"})
+    if curves and known != sorted(metrics):
+        raise ValueError(
+            f"{of} must return the metrics {known} of the curves so far, or of the checkpoint, "
+            f"got {sorted(metrics)}"
+        )
     values = {}
     for name, metric in metrics.items():
         try:

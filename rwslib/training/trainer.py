@@ -182,22 +182,36 @@ class Trainer:
         self._torn = False
 
     def log(self) -> None:
-        """Append the metrics of the current parameters to the curves."""
-        with global_generators(seed_for(self.problem.seed, 0, self.iteration, METRICS), self.device):
-            metrics = self.problem.evaluate(self.networks)
-        if not all(torch.isfinite(self.params[name]).all() for name in self.objective.trained):
-            why = "a rate too large, NaN in a datum, or a datum that no particle explains"
-            how = "; with mapped=False it says which" * self.problem.mapped
-            raise FloatingPointError(
-                f"parameters are no longer finite at iteration {self.iteration}: {why}{how}"
-            )
-        values = probe.metric_values(metrics, len(self.replicates), self.curves)
+        """Append the metrics of the current parameters to the curves.
+
+        Raises:
+            FloatingPointError: the parameters of a replicate are no longer finite.
+            ValueError: the metrics do not fit, or are not those of the curves so far.
+        """
+        for i, replicate in enumerate(self.replicates):
+            if not all(torch.isfinite(self.params[name][i]).all() for name in self.objective.trained):
+                why = "a rate too large, NaN in a datum, or a datum that no particle explains"
+                how = "; with mapped=False training stops at the step where it begins" * self.problem.mapped
+                raise FloatingPointError(
+                    f"parameters of replicate {replicate} are no longer finite at iteration "
+                    f"{self.iteration}: {why}{how}"
+                )
+        values = self._measured()
         values = {"iteration": np.asarray(self.iteration, np.float32), **values}
         # at once, so that an interruption finds whole curves
         self.curves = self.curves | {k: [*self.curves.get(k, ()), value] for k, value in values.items()}
 
+    def _measured(self) -> dict[str, np.ndarray]:
+        """The metrics of the current parameters."""
+        with global_generators(seed_for(self.problem.seed, 0, self.iteration, METRICS), self.device):
+            metrics = self.problem.evaluate(self.networks)
+        return probe.metric_values(metrics, len(self.replicates), self.curves)
+
     def train(self, checkpoint: Path | str | None = None, progress: bool = False) -> dict[str, np.ndarray]:
         """Train to the end, resuming from the checkpoint if there is one.
+
+        A checkpoint knows method, shapes, seeds, options and the names of the metrics, but not the code of
+        model, data or evaluation: delete it when that changes.
 
         Args:
             checkpoint: file to write now and then and when interrupted, and to resume from.
@@ -205,6 +219,10 @@ class Trainer:
 
         Returns:
             Curves ``[R, T, ...]`` by metric name, and ``iteration [T]``.
+
+        Raises:
+            FloatingPointError: the parameters of a replicate are no longer finite.
+            ValueError: the checkpoint is not whole or of another run, or metrics do not fit.
         """
         checkpoint = None if checkpoint is None else Path(checkpoint)
         if checkpoint is not None and checkpoint.exists() and not self.load(checkpoint):
@@ -232,6 +250,8 @@ class Trainer:
     def _train_to_the_end(self, checkpoint: Path | None, begun: float, bar: tqdm) -> None:
         """Train block by block; log and save when it is time."""
         saved = time.monotonic()
+        if checkpoint is not None and self.curves:
+            self._measured()  # the checkpoint's may be of another evaluation, and at the end nothing logs
         logged = bool(self.curves) and self.curves["iteration"][-1] == np.float32(self.iteration)
         if self.iteration % self.problem.log_every == 0 and not logged:
             self.log()
