@@ -287,12 +287,13 @@ def headline(notebook: Path) -> str:
 
 
 def cards(notebooks: Sequence[Path]) -> str:
-    """One card a chapter: its subject, the bar and the verdicts of its claims, its last two findings."""
+    """One card a chapter: its subject, bar and verdicts of its claims, and on model and network a finding."""
     parts = []
     for notebook in notebooks:
         (title,) = (row.title for row in EXPERIMENTS.values() if row.chapter == notebook.stem)
-        lines = [line.removeprefix("- ").rstrip(".") for line in finding(notebook).splitlines()[-2:]]
-        last = " ".join(f"{line.partition('; at K =')[0]}." for line in lines)
+        lines = [line.removeprefix("- ") for line in finding(notebook).splitlines()]
+        gaps = [f"{start}." for start, what, _ in (line.partition("; at K =") for line in lines) if what]
+        last = " ".join(gaps or lines[-1:])  # the mixture's last one has both
         parts += [
             ":::{div} landing-card",
             f"[**{title[0].upper()}{title[1:]}**](../notebooks/{notebook.name})",

@@ -38,11 +38,11 @@ SAID = {  # of one claim, and of several
     "open": ("is open", "are open"),
     "not run": ("was not run", "were not run"),
 }
-STRICT = {  # of several claims by the stricter rule
-    "holds": "hold",
-    "mixed": "are mixed",
-    "does not hold": "do not hold",
-    "not run": "were not run",
+STRICT = {  # the same by the stricter rule
+    "holds": ("holds", "hold"),
+    "mixed": ("is mixed", "are mixed"),
+    "does not hold": ("does not hold", "do not hold"),
+    "not run": ("was not run", "were not run"),
 }
 WORDS = {  # below a bar: of one effect, and of several
     "agrees": ("agrees", "agree"),
@@ -187,7 +187,7 @@ def summary(claims: Mapping[str, Entry]) -> str:
         rows.append([link, bar(sides(entries)), *(str(verdicts[name] or "") for name in VERDICTS)])
     shown = table(["claims about", "effects", *map(badge, VERDICTS)], rows, wide=False)
     strict = Counter(entry["strict"] for entry in everything)
-    words = listed(f"{strict[name]} {said}" for name, said in STRICT.items() if strict[name])
+    words = listed(f"{strict[name]} {w[strict[name] > 1]}" for name, w in STRICT.items() if strict[name])
     return f"{shown}\n\n{legend()}\n\nBy a stricter rule, which asks every effect that was run, {words}."
 
 
