@@ -341,11 +341,11 @@ def test_what_particles_do_is_said_from_the_fewest_and_from_the_second_fewest():
     runs["vimco", 20] = record(0.22)
     runs["relax", 20] = runs["relax", 5]
     assert more_particles(runs).splitlines() == [
-        "From 2 to 20 particles the model ends worse under REINFORCE, VIMCO, RELAX and Concrete; "
-        "the inference network ends worse under REINFORCE, VIMCO, RELAX and Concrete.",
-        "From 5 to 20 particles the model ends worse under REINFORCE and Concrete, ends better under VIMCO "
-        "and is the same under RELAX; the inference network ends worse under REINFORCE and Concrete, "
-        "ends better under VIMCO and is the same under RELAX.",
+        "Going from 2 to 20 particles, the model gets worse under REINFORCE, VIMCO, RELAX and Concrete; "
+        "the inference network gets worse under REINFORCE, VIMCO, RELAX and Concrete.",
+        "Going from 5 to 20 particles, the model gets worse under REINFORCE and Concrete, gets better under "
+        "VIMCO and is the same under RELAX; the inference network gets worse under REINFORCE and Concrete, "
+        "gets better under VIMCO and is the same under RELAX.",
     ]
 
 

@@ -121,10 +121,12 @@ def plot_hinton(ax: Axes, probs: np.ndarray, labels: Sequence[str] = (), thresho
     sides = np.sqrt(probs[rows, columns])
     for row, column, side in zip(rows, columns, sides, strict=True):
         ax.add_patch(plt.Rectangle((column - side / 2, row - side / 2), side, side, color="#333333", lw=0))
-    ax.set(xlim=(-0.7, probs.shape[1] - 0.3), ylim=(len(probs) - 0.4, -0.6), xticks=[], aspect="equal")
+    last = probs.shape[1] - 1
+    ax.set(xlim=(-0.7, last + 0.7), ylim=(len(probs) - 0.4, -0.6), aspect="equal")
+    ax.set_xticks(sorted({0, last // 2, last}))
     ax.set_yticks(range(len(labels)), labels)
     ax.tick_params(length=0, labelsize=7)
-    ax.spines[:].set_visible(False)
+    ax.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.6)
 
 
 def plot_images(ax: Axes, images: np.ndarray, labels: Sequence[str] = ()) -> None:

@@ -78,8 +78,8 @@ def more_particles(runs: Runs) -> str:
         parts = []
         for quantity, name in GMM_ERRORS.items():
             rises = [(title(m), evidence.effect("", quantity, (m, Ks[-1]), (m, few))) for m in methods]
-            parts.append(f"the {name} {grouped(rises, 'ends worse', 'ends better', 'under')}")
-        lines.append(f"From {few} to {Ks[-1]} particles {'; '.join(parts)}.")
+            parts.append(f"the {name} {grouped(rises, 'gets worse', 'gets better', 'under')}")
+        lines.append(f"Going from {few} to {Ks[-1]} particles, {'; '.join(parts)}.")
     return "\n".join(lines)
 
 
