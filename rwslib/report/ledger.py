@@ -29,7 +29,9 @@ GROUPS = {  # by the start of a claim's name: the notebook that shows it, and th
     "GEN": (None, "What holds for every model"),
 }
 CHAPTERS = [notebook for notebook in (row[0] for row in GROUPS.values()) if notebook]
-COLOURS = dict(zip(VERDICTS, ("success", "success", "warning", "danger", "secondary", "muted"), strict=True))
+COLOURS = dict(
+    zip(VERDICTS, ("success", "success-line", "warning", "danger", "secondary", "muted"), strict=True)
+)
 SAID = {  # of one claim, and of several
     "holds": ("holds", "hold"),
     "holds where decided": ("holds where decided", "hold where decided"),

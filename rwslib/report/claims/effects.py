@@ -235,7 +235,7 @@ class Evidence:
         values = QUANTITIES[quantity].values
         return {cell: values(record) for cell, record in self.runs.items()} if values else {}
 
-    def located(self, quantity: str) -> dict[Cell, Located]:
+    def _locate(self, quantity: str) -> dict[Cell, Located]:
         """Where the replicates lie in a quantity, by cell; draws with the same place belong together."""
         if quantity not in self._located:
             samples = {cell: np.asarray(values) for cell, values in self.samples(quantity).items()}
@@ -282,7 +282,7 @@ class Evidence:
             combine: maps one array of locations per cell to one; the first cell's minus the second's.
             margin: what the claim allows; what is left of it counts then, however small.
         """
-        located = self.located(quantity)
+        located = self._locate(quantity)
         if any(cell not in located or np.isnan(located[cell].value) for cell in cells):
             return Effect(setting, quantity, cells)
         parts = [located[cell] for cell in cells]
