@@ -134,6 +134,11 @@ def test_intervals_from_a_pool_of_few_replicates_hold_the_truth_as_often_as_they
     assert 0.92 < np.mean([held(seed) for seed in range(400)]) < 0.98
 
 
+def test_few_particles_do_not_decide_what_is_said_of_many():
+    claims = judge({cell: run for cell, run in as_the_paper_says().items() if cell[1] < 10})
+    assert (claims["GMM-9b"].verdict, claims["GMM-9c"].verdict) == ("holds", "not run")
+
+
 def test_a_misspelt_metric_is_an_error():
     runs = as_the_paper_says()
     del runs["ww", 5].metrics["prior_l2_final"]

@@ -54,11 +54,12 @@ def gains_nothing(evidence: Evidence) -> list[Effect]:
 
 
 def best(evidence: Evidence, method: str, *Ks: int) -> list[Effect]:
-    """Excess of both errors under all others over those under a method."""
+    """Excess of both errors under all others over those under a method, with these numbers of particles."""
     return [
         replace(effect, setting=f"{quantity}: {effect.setting}")
         for quantity in ("error of p", "error of q")
         for effect in worse(evidence, quantity, OTHERS, (method,), *Ks)
+        if Ks  # none would mean all
     ]
 
 
