@@ -107,7 +107,7 @@ format: $(STAMP)  ## repair style and format where it can be done automatically
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place, at their default parameters
 	$(PUBLISHED_ONLY) $(PY) -m jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
+		--ExecutePreprocessor.record_timing=False --coalesce-streams \
 		notebooks/*.ipynb
 	$(PY) tools/generate_pages.py --picture book/_static/figure4.svg
 

@@ -94,7 +94,7 @@ def panels_by_particles(
         The figure and its axes, ``[len(metrics), number of K]``.
     """
     Ks: list[Any] = sorted({K for _, K in runs}) or ["none was run"]
-    size = (1.2 + 1.6 * max(len(Ks), 2), height * len(metrics) + 0.6)
+    size = (min(1.2 + 1.6 * max(len(Ks), 2), 8.5), height * len(metrics) + 0.6)  # wider, letters get small
     figure, axes = plt.subplots(len(metrics), len(Ks), figsize=size, sharex=True, sharey="row", squeeze=False)
     for (metric, label), row in zip(metrics.items(), axes, strict=True):
         for K, ax in zip(Ks, row, strict=True):
