@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rwslib.experiments import EXPERIMENTS, configuration, stored
 from rwslib.experiments.air import EARLIER_RUNS, WARM_UP
 from rwslib.methods import METHODS
@@ -27,7 +29,8 @@ from rwslib.report.claims.effects import (
 FEW, SHORT, FLOOR = "too few replicates", "run too short", "nothing left to gain"
 FAULT, DETAIL, SMALL = "fault of the original code", "detail not in the paper", "too small to matter"
 ABSENT, UNKNOWN, DEPENDS = "not run", "no cause found", "depends on a detail"
-KINDS = (FEW, SHORT, FLOOR, FAULT, DETAIL, SMALL, DEPENDS, ABSENT, UNKNOWN)
+MEASURE = "matter of the measure"
+KINDS = (FEW, SHORT, FLOOR, FAULT, DETAIL, SMALL, MEASURE, DEPENDS, ABSENT, UNKNOWN)
 MANY = 1000  # replicates, above which their number says only that they are no way to decide
 
 
@@ -136,7 +139,19 @@ def others(evidence: Evidence) -> list[Other]:
     rows.append(
         (FEW, "Without the replicates that never learned to count,", changed_runs(learned, keep=True))
     )
+    rows.append((MEASURE, "By log KL(q, p), p the learned model's own posterior,", own_posterior(evidence)))
     return [Other(kind, lead, found) for kind, lead, found in rows if found]
+
+
+def own_posterior(evidence: Evidence) -> Evidence | None:
+    """The same runs, their networks compared with their own models: the error of q holds the model's, too."""
+    logs = {
+        cell: np.log(record.metrics["kl_q_p_final"])
+        for cell, record in evidence.runs.items()
+        if "kl_q_p_final" in record.metrics
+    }
+    given = evidence.given | {"error of q": logs}
+    return Evidence(evidence.runs, evidence.pooled, given) if logs else None
 
 
 def needed(effect: Effect) -> float:
@@ -247,7 +262,8 @@ def overturned(agreeing: Sequence[Effect], new: Effects, row: Other) -> Iterator
         phrases = [
             f"{e.setting}, {with_interval(new[e.setting])} instead of {number(e.value)}" for e in turned
         ]
-        yield Reason(DEPENDS, f"{row.lead} it is the other way round: {some(phrases)}.", settings(turned))
+        kind = MEASURE if row.kind == MEASURE else DEPENDS
+        yield Reason(kind, f"{row.lead} it is the other way round: {some(phrases)}.", settings(turned))
 
 
 def unexplained(effects: Sequence[Effect], before: Effects, evidence: Evidence, row: Other | None) -> Reason:
