@@ -107,8 +107,8 @@ format: $(STAMP)  ## repair style and format where it can be done automatically
 
 notebooks: $(STAMP)  ## execute the committed notebooks in place, at their default parameters
 	$(PUBLISHED_ONLY) $(PY) -m jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False --coalesce-streams \
-		notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(PY) -m jupyter nbconvert --coalesce-streams --inplace notebooks/*.ipynb
 	$(PY) tools/generate_pages.py --picture book/_static/figure4.svg
 
 serve: $(STAMP)  ## show the built book at http://127.0.0.1:8000 (PORT=... for another port)

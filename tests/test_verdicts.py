@@ -208,6 +208,23 @@ def test_a_fault_and_a_detail_are_found_by_their_records(keep):
     assert "VIMCO, K 5 to 10, +0.1 (" in found["detail not in the paper"]
 
 
+def test_a_network_that_follows_its_wrong_model_is_measured_against_that_model(keep):
+    spread = np.linspace(-0.001, 0.001, 10)
+    errors, divergences = {2: 0.3, 5: 0.2, 10: 0.3}, {2: 0.1, 5: 0.2, 10: 0.1}
+    runs = {
+        ("vimco", K): keep(
+            GMMConfig("vimco", K), posterior_l2_final=errors[K] + spread, kl_q_p_final=divergences[K] + spread
+        )
+        for K in errors
+    }
+    rules = (Rule("X-1", "text", "networks get worse", "rise", (), lambda e: e.steps("error of q", "vimco")),)
+    claim = judge(rules, {"runs": Evidence(runs)})["X-1"]
+    assert claim.verdict == "split"
+    closer, farther = (reason.says for reason in claim.reasons if reason.kind == "matter of the measure")
+    assert "as the paper says: VIMCO, K 2 to 5, +0.69" in closer and "K 5 to 10" not in closer
+    assert "the other way round: VIMCO, K 5 to 10, −0.69" in farther and "K 2 to 5" not in farther
+
+
 def test_errors_at_the_floor_and_other_ties_are_told_apart(keep):
     spread = np.linspace(-0.0001, 0.0001, 10)
     errors = {2: 0.302, 5: 0.3, 10: 0.005, 20: 0.004}

@@ -143,12 +143,12 @@ def ovis_finding(atlas: Atlas) -> str:
 
     ahead = [sum(ratio("ovis", K, at) > ratio("vimco", K, at) for K in particles) for at in range(len(STEPS))]
     first, last = particles[0], particles[-1]
+    near, far = distance(atlas, "choice", 0), distance(atlas, "choice", len(STEPS) - 1)
     return (
         f"OVIS {bias_in_words(atlas, 'ovis')}. Its ratio is {digits(ratio('ovis', first))} beside VIMCO's "
         f"{digits(ratio('vimco', first))} at $K = {first}$, and {digits(ratio('ovis', last))} beside "
-        f"{digits(ratio('vimco', last))} at $K = {last}$. For how many of the {len(particles)} values of $K$ "
-        f"it is ahead, from the nearest $q$ ({distance(atlas, 'choice', 0)} nats) to the farthest "
-        f"({distance(atlas, 'choice', len(STEPS) - 1)}): {listed(ahead)}."
+        f"{digits(ratio('vimco', last))} at $K = {last}$. From the nearest $q$ ({near} nats) to the "
+        f"farthest ({far}) OVIS is ahead at {listed(ahead)} of the {len(particles)} values of $K$."
     )
 
 
