@@ -104,6 +104,15 @@ def test_a_claim_breaks_where_it_is_false(changes, broken):
     assert all(claims[name].reasons for name in broken)
 
 
+def test_a_gradient_that_is_quiet_to_begin_with_may_be_loud_later():
+    runs = as_the_paper_says()
+    for K, first, later in ((5, 0.5, 9.0), (20, 9.0, 0.5)):
+        runs["concrete", K].metrics["phi_gradient_std"] = np.tile([first, later], (10, 1))
+    effects = judge(runs)["GMM-5a"].effects
+    sides = {K: effects[f"VIMCO above Concrete, K {K}"].side for K in (5, 20)}
+    assert sides == {5: "agrees", 20: "contradicts"}
+
+
 def test_a_missing_run_is_not_run_for_its_effects_alone():
     runs = as_the_paper_says()
     del runs["vimco", 20]
