@@ -123,10 +123,12 @@ RULES = (
         "text",
         "with a Gaussian likelihood samples of the model do not resemble the data",
         "distance between the pixels of the model's samples and of scenes, in units of intensity: with "
-        "a normal likelihood minus with the Bernoulli likelihood",
+        "a normal likelihood minus with the Bernoulli likelihood; the normal's own noise puts those of a "
+        "perfect model just as far away",
         ("fig-air-likelihoods",),
         lambda e: [e.effect("WW, K 5", "distance of pixel values", "normal", "Bernoulli")],
         rests_on="likelihoods",
+        certain="by construction",
     ),
     Rule(
         "AIR-7",

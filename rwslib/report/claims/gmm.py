@@ -313,6 +313,7 @@ RULES = (
         "a tenth, minus the distance of the fitted slope from 1/2, on a model with a normal latent",
         ("gmm-snr",),
         lambda e: slope(e, "theta", 0.5),
+        certain="theorem",
     ),
     Rule(
         "GMM-15b",
@@ -321,6 +322,7 @@ RULES = (
         "a tenth, minus the distance of the fitted slope from −1/2, on a model with a normal latent",
         ("gmm-snr",),
         lambda e: slope(e, "phi", -0.5),
+        certain="theorem",
     ),
     Rule(
         "GMM-16",
