@@ -104,6 +104,15 @@ def test_a_claim_breaks_where_it_is_false(changes, broken):
     assert all(claims[name].reasons for name in broken)
 
 
+def test_a_gradient_that_is_quiet_to_begin_with_may_be_loud_later():
+    runs = as_the_paper_says()
+    for K, first, later in ((5, 0.5, 9.0), (20, 9.0, 0.5)):
+        runs["concrete", K].metrics["phi_gradient_std"] = np.tile([first, later], (10, 1))
+    effects = judge(runs)["GMM-5a"].effects
+    sides = {K: effects[f"VIMCO above Concrete, K {K}"].side for K in (5, 20)}
+    assert sides == {5: "agrees", 20: "contradicts"}
+
+
 def test_a_missing_run_is_not_run_for_its_effects_alone():
     runs = as_the_paper_says()
     del runs["vimco", 20]
@@ -247,7 +256,7 @@ def air_record(log_marginal, kl=3.0, accuracy=0.99, noise=0.01, num_runs=2):
 
 def air_as_the_paper_says():
     """Runs of a world in which every claim about scenes that was run is true."""
-    runs = {("vimco_air2018", 5): air_record(-130), ("wws", 5): air_record(-116)}
+    runs = {("vimco_air2018", 5): air_record(-130), ("wws", 5): air_record(-116, kl=5)}
     for i, (K, best) in enumerate([(5, -120), (10, -118), (20, -119), (40, -121)]):
         runs["ww", K] = air_record(-115 + i, kl=5 - i)
         runs["vimco", K] = air_record(best, kl=10 + 20 * i, accuracy=0.99 - 0.1 * i, noise=0.1)
@@ -290,7 +299,9 @@ def test_samples_that_resemble_the_data_as_much_break_the_claim_about_likelihood
         ({("ww", 10): air_record(-114, kl=4, noise=0.4)}, {"AIR-3": "split"}),
         ({("ww", 10): air_record(-114, kl=40)}, {"AIR-4": "split", "AIR-9": "split"}),
         ({("vimco", 5): air_record(-110, kl=10, noise=0.1)}, {"AIR-2a": "fails", "AIR-8": "split"}),
-        ({("wws", 5): air_record(-110)}, {"AIR-10": "fails"}),
+        ({("wws", 5): air_record(-110, kl=3)}, {"AIR-10": "fails"}),
+        ({("wws", 5): air_record(-110, kl=5)}, {"AIR-10": "split"}),
+        ({("wws", 5): air_record(-116, kl=3)}, {"AIR-10": "split"}),
         ({("vimco", 40): air_record(-121, kl=70, accuracy=0.95, noise=0.1)}, {"AIR-5b": "fails"}),
         ({("vimco", 20): air_record(-119, kl=20, accuracy=0.79, noise=0.1)}, {"AIR-5a": "split"}),
         ({("vimco_air2018", 5): air_record(-110)}, {"AIR-7": "fails"}),

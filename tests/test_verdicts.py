@@ -24,6 +24,7 @@ from rwslib.report.claims import (
     verdicts_table,
 )
 from rwslib.report.claims.effects import QUANTITIES, number
+from rwslib.report.claims.export import claims_table
 from rwslib.report.claims.reasons import needed
 
 
@@ -86,6 +87,15 @@ def test_a_verdict_follows_from_the_sides(sides, expected):
 def test_the_stricter_rule_asks_it_of_every_effect(intervals, expected):
     effects = {str(i): effect(*ends) for i, ends in enumerate(intervals)}
     assert Claim(Rule("X-1", "text", "", "", (), rises), effects).strict == expected
+
+
+def test_a_claim_that_holds_says_if_it_could_not_fail():
+    rule = Rule("X-1", "text", "", "", (), rises, certain="theorem")
+    true, false = (Claim(rule, {"here": effect(*ends)}) for ends in ((1, 0.5, 2), (-1, -2, -0.5)))
+    assert (true.certain, false.certain) == ("theorem", "")
+    table = claims_table({"X-1": true, "X-2": false})
+    assert "**holds** (could not fail: theorem) |" in table and "**fails** |" in table
+    assert json.loads(export({"X-1": true}))["claims"]["X-1"]["certain"] == "theorem"
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -261,7 +271,7 @@ def test_lengthening_is_a_reason_where_it_brought_the_effect_closer(keep):
     )
     said = why(claims, "VAE-7b")["no cause found"]
     assert "WW above WWS, K 8, −1 (with 40: +2)" in said
-    assert "121 of the paper's 3,280 epochs" in said
+    assert "121 of the 3,280 epochs of the schedule that the paper follows" in said
 
 
 def test_what_nothing_explains_still_says_how_short_the_runs_are(keep):
@@ -274,7 +284,8 @@ def test_what_nothing_explains_still_says_how_short_the_runs_are(keep):
 
     claims = vae_claims({(m, 8): stored(m, kl) for m, kl in {"ww": 6.0, "wws": 7.0}.items()})
     said = why(claims, "VAE-7b")["no cause found"]
-    assert "though the runs have 121 of the paper's 3,280 epochs: WW above WWS, K 8, −1." in said
+    whose = "of the schedule that the paper follows"
+    assert f"though the runs have 121 of the 3,280 epochs {whose}: WW above WWS, K 8, −1." in said
 
 
 # -- what leaves the notebook ------------------------------------------------------------------------

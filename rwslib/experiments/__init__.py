@@ -38,6 +38,7 @@ class Experiment:
         length: how long a run trains, of a configuration's plain values.
         unit: of that length.
         paper_length: the paper's; None where it has no such experiment.
+        source: of that length.
         section: of the paper; None where it has no such experiment, and so no claims.
         chapter: name of its notebook, if there is one.
         small: whether starting Python takes longer than many a run, so that short runs share a job.
@@ -51,6 +52,7 @@ class Experiment:
     length: Callable[[Mapping[str, Any]], int] = itemgetter("num_iterations")
     unit: str = "iterations"
     paper_length: int | None = None
+    source: str = "the paper"
     section: str | None = None
     chapter: str | None = None
     small: bool = False
@@ -64,7 +66,8 @@ EXPERIMENTS = {
     "vae": Experiment("continuous model", VAEConfig, vae.problem, lambda config: vae.build(),
                       ("log_marginal", "kl_q_p"), unit="epochs",
                       length=lambda plain: vae.epochs_after(plain["num_stages"]),
-                      paper_length=vae.epochs_after(vae.PAPER_STAGES), section="4.2", chapter="03_vae"),
+                      paper_length=vae.epochs_after(vae.PAPER_STAGES),  # it says "about 3000"
+                      source="the schedule that the paper follows", section="4.2", chapter="03_vae"),
     "air": Experiment("attend, infer, repeat", AIRConfig, air.problem, air.build,
                       ("log_marginal", "count_accuracy"),
                       paper_length=2_000_000, section="4.1", chapter="04_air"),

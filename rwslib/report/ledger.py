@@ -16,6 +16,7 @@ from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
 from rwslib.report.claims.effects import number
+from rwslib.report.claims.export import and_absent
 from rwslib.report.claims.reasons import FAULT
 from rwslib.report.markup import table
 
@@ -85,15 +86,16 @@ def sum_up(name: str, claims: Mapping[str, Entry]) -> Entry:
         for kind in dict.fromkeys(reason["kind"] for reason in entry["reasons"]):
             kinds.setdefault(kind, []).append(part)
     found = [effect["side"] for effect in effects]
-    told = in_numbers(Counter(found))
+    told, absent = in_numbers(Counter(found)), found.count("not run")
     return {
         "source": "abstract",
         "says": SUMS[name],
         "measured": "the effects of all claims that are part of it",
         "verdict": verdict(found),
         "strict": {"holds": "holds", "fails": "does not hold"}.get(verdict(found), "mixed"),
-        "finding": f"Of the {len(found) - found.count('not run')} effects in {len(parts)} claims "
-        f"{listed(told)}."
+        "certain": "",
+        "finding": f"Of the {len(found) - absent} effects in {len(parts)} claims {listed(told)}"
+        f"{and_absent(absent)}"
         if told
         else "Nothing that it speaks of was run.",
         "reasons": [{"kind": kind, "says": f"See {listed(names)}."} for kind, names in kinds.items()],
@@ -190,14 +192,32 @@ def summary(claims: Mapping[str, Entry]) -> str:
     shown = table(["claims about", "effects", *map(badge, VERDICTS)], rows, wide=False)
     strict = Counter(entry["strict"] for entry in everything)
     words = listed(f"{strict[name]} {w[strict[name] > 1]}" for name, w in STRICT.items() if strict[name])
-    return f"{shown}\n\n{legend()}\n\nBy a stricter rule, which asks every effect that was run, {words}."
+    rule = (
+        "By a stricter rule a claim holds only if the intervals of all its effects that were run lie above "
+    )
+    rule += f"zero, does not hold only if all lie below, and is mixed otherwise: {words}."
+    return "\n\n".join(part for part in (shown, legend(), held(of_paper(claims)), rule) if part)
+
+
+def held(claims: Mapping[str, Entry]) -> str:
+    """Which claims that hold could not fail, and why, and which have settings that were not run."""
+    lines, holding = [], {name: entry for name, entry in claims.items() if entry["verdict"] == "holds"}
+    if sure := [f"{name} ({entry['certain']})" for name, entry in holding.items() if entry["certain"]]:
+        lines.append(f"Of those that hold, {len(sure)} could not fail: {listed(sure)}.")
+    if part := [name for name, entry in holding.items() if sides([entry])["not run"]]:
+        lines.append(f"Of those that hold, some settings were not run: {listed(part)}.")
+    return "\n".join(lines)
 
 
 def counted(entries: Iterable[Entry]) -> str:
-    """Claims by verdict, in words: "12 hold, 4 are split and 1 fails"."""
-    verdicts = Counter(entry["verdict"] for entry in entries)
+    """Claims by verdict, in words: "12 hold (2 of which could not fail), 4 are split and 1 fails"."""
+    rows = [(entry["verdict"], bool(entry.get("certain"))) for entry in entries]  # older outputs lack it
+    verdicts, sure = Counter(name for name, _ in rows), Counter(name for name, certain in rows if certain)
     return listed(
-        f"{verdicts[name]} {words[verdicts[name] > 1]}" for name, words in SAID.items() if verdicts[name]
+        f"{verdicts[name]} {words[verdicts[name] > 1]}"
+        + (f" ({sure[name]} of which could not fail)" if sure[name] else "")
+        for name, words in SAID.items()
+        if verdicts[name]
     )
 
 
@@ -270,7 +290,7 @@ def scale(configs: Sequence[Entry]) -> str:
         return ""
     row = EXPERIMENTS[configs[0]["experiment"]]
     paper, lengths = row.paper_length, {row.length(config) for config in configs}
-    share = "" if not paper or max(lengths) >= paper else f" (the paper: {paper:,})"
+    share = "" if not paper or max(lengths) >= paper else f" ({row.source}: {paper:,})"
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")
     data = f", {DATASETS[dataset].title}" if dataset else ""
@@ -292,15 +312,17 @@ def show_claim(name: str, entry: Entry, claims: Mapping[str, Entry], records: En
     """One claim, folded: name, verdict, statement, bar and finding, and behind them all that they rest on."""
     kinds = dict.fromkeys(reason["kind"] for reason in entry["reasons"])
     chips = "".join(f'<span class="claim-chip">{kind}</span>' for kind in kinds)
+    sure = f'<span class="claim-chip">could not fail: {entry["certain"]}</span> ' if entry["certain"] else ""
     title = (
-        f"**{name}** {badge(entry['verdict'])} {entry['says']} "
+        f"**{name}** {badge(entry['verdict'])} {sure}{entry['says']} "
         f'{bar(sides([entry]))}<span class="claim-finding">{html.escape(entry["finding"])}</span> {chips}'
     )
     kind = f"verdict-{entry['verdict'].replace(' ', '-')} about-{group_of(name).lower()}"
     lines = [f"```{{index}} ! single: {name}\n```\n"]  # a main entry: the search's first answer to the name
     lines += [f"::::::{{dropdown}} {title}", f":name: {name.lower()}", f":class-container: claim {kind}", ""]
     if entry["reasons"]:
-        lines += ["**Why not everywhere**:\n"]
+        holds = entry["verdict"] == "holds"
+        lines += [f"**{'What it depends on' if holds else 'Why not everywhere'}**:\n"]
         lines += [f"- *{reason['kind']}*: {reason['says']}" for reason in entry["reasons"]] + [""]
     lines += [f"**In the paper**: {entry['source']}.", "", f"**Measured**: {entry['measured']}.", ""]
     if how := scale([records[key]["config"] for key in entry["records"]]):

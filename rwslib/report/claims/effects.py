@@ -50,9 +50,10 @@ def metric(name: str) -> Callable[[RunRecord], np.ndarray]:
     return lambda record: record.metrics[name]
 
 
-def log_spread(record: RunRecord) -> np.ndarray:
-    """Logarithm of the spread of phi's gradient, averaged over training ``[R]``."""
-    return np.log(record.metrics["phi_gradient_std"].mean(axis=1))
+def log_spread(record: RunRecord, share: float = 1) -> np.ndarray:
+    """Logarithm of the spread of phi's gradient, averaged over the first ``share`` of training ``[R]``."""
+    curve = record.metrics["phi_gradient_std"]
+    return np.log(curve[:, : math.ceil(share * curve.shape[1])].mean(axis=1))
 
 
 def time_to_learn(record: RunRecord, error: float = 0.05) -> np.ndarray:
@@ -89,6 +90,7 @@ QUANTITIES = {
     "error of p": Quantity("", 0.01, _PROBABILITIES, metric("prior_l2_final")),
     "error of q": Quantity("", 0.01, _PROBABILITIES, metric("posterior_l2_final")),
     "log spread of the gradient": Quantity("", math.log(1.1), _TENTH, log_spread),
+    "log spread of the gradient at first": Quantity("", math.log(1.1), _TENTH, lambda r: log_spread(r, 0.1)),
     "time until the error of p is 0.05": Quantity(
         "% of the run", 1, "curves are logged a hundred times per run", time_to_learn
     ),

@@ -26,11 +26,15 @@ def extremes(effects: Sequence[Effect]) -> str:
     return " to ".join(f"{number(effect.value)} ({effect.setting})" for effect in ends)
 
 
+def and_absent(number: int) -> str:
+    """The end of a sentence about effects of which so many more were not run."""
+    return f"; {number} more {'were' if number > 1 else 'was'} not run." if number else "."
+
+
 def finding(effects: Effects) -> str:
     """What was found, in one sentence."""
     run = [effect for effect in effects.values() if effect.side != "not run"]
-    absent = len(effects) - len(run)
-    tail = f"; {absent} more {'were' if absent > 1 else 'was'} not run." if absent else "."
+    tail = and_absent(len(effects) - len(run))
     if not run:
         return "Nothing that it speaks of was run."
     if len(run) == 1:
@@ -49,7 +53,8 @@ def claims_table(claims: Mapping[str, Claim]) -> str:
     """A markdown table: claim, what the paper says, what was found, the verdict."""
     lines = ["| claim | the paper says | found | verdict |", "|---" * 4 + "|"]
     for name, claim in claims.items():
-        cells = [name, claim.rule.says, finding(claim.effects), f"**{claim.verdict}**"]
+        sure = f" (could not fail: {claim.certain})" if claim.certain else ""
+        cells = [name, claim.rule.says, finding(claim.effects), f"**{claim.verdict}**{sure}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -98,6 +103,7 @@ def plain_claim(claim: Claim) -> dict[str, Any]:
         "measured": claim.rule.measured,
         "verdict": claim.verdict,
         "strict": claim.strict,
+        "certain": claim.certain,
         "finding": finding(claim.effects),
         "reasons": [{"kind": reason.kind, "says": reason.says} for reason in claim.reasons],
         "effects": [plain_effect(effect) for effect in claim.effects.values()],

@@ -71,6 +71,7 @@ RULES = (
         ("background",),
         zero,
         rests_on="second term",
+        certain="identity",
     ),
     Rule(
         "GEN-2",
@@ -80,6 +81,7 @@ RULES = (
         ("background",),
         zero,
         rests_on="theta",
+        certain="identity",
     ),
 )
 

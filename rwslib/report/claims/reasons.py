@@ -224,7 +224,7 @@ def share_of_the_paper(evidence: Evidence) -> str | None:
         return None
     row = EXPERIMENTS[next(iter(evidence.runs.values())).config["experiment"]]
     paper = row.paper_length
-    return None if paper is None or now >= paper else f"{now:,} of the paper's {paper:,} {row.unit}"
+    return None if paper is None or now >= paper else f"{now:,} of the {paper:,} {row.unit} of {row.source}"
 
 
 def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: Other) -> Iterator[Reason]:

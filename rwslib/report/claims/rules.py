@@ -30,6 +30,7 @@ class Rule:
         effects: the effects, each with the cells that it rests on.
         part_of: names of the claims that sum it up.
         rests_on: which of the evidence that is judged together.
+        certain: why the outcome is known before anything runs, in a word or three; empty where it is not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Rule:
     effects: Callable[[Evidence], Sequence[Effect]]
     part_of: tuple[str, ...] = ()
     rests_on: str = "runs"
+    certain: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Claim:
     def verdict(self) -> str:
         """The verdict by the sides of the effects, a key of ``VERDICTS``."""
         return verdict([effect.side for effect in self.effects.values()])
+
+    @property
+    def certain(self) -> str:
+        """Why a claim that holds could not fail; empty for all others."""
+        return self.rule.certain if self.verdict == "holds" else ""
 
     @property
     def strict(self) -> str:
