@@ -218,6 +218,13 @@ def test_a_fault_and_a_detail_are_found_by_their_records(keep):
     assert "VIMCO, K 5 to 10, +0.1 (" in found["detail not in the paper"]
 
 
+def test_the_order_of_the_cells_changes_no_interval():
+    values = {"a": np.array([1.0, 2.0, 4.0]), "b": np.array([0.0, 0.5, 3.0]), "c": np.array([7.0, 7.5])}
+    turned = dict(reversed(values.items()))
+    first, second = (Evidence({}, pooled=True, given={"bias": v}) for v in (values, turned))
+    assert first.effect("a minus b", "bias", "a", "b") == second.effect("a minus b", "bias", "a", "b")
+
+
 def test_a_network_that_follows_its_wrong_model_is_measured_against_that_model(keep):
     spread = np.linspace(-0.001, 0.001, 10)
     errors, divergences = {2: 0.3, 5: 0.2, 10: 0.3}, {2: 0.1, 5: 0.2, 10: 0.1}

@@ -1,6 +1,7 @@
 """Effects: how far runs differ, how sure that is, whether it matters, and whose side it is on."""
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from rwslib.records import RunRecord
 Cell = Any  # hashable, mostly (method, num_particles)
 Runs = Mapping[Any, RunRecord | None]
 
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES = 20_000
 FAILED = 0.5  # count accuracy below which a run has not learned to count at all
 SIDES = {  # of an effect; what one and several of them do
     "agrees": ("agrees with the paper", "agree with the paper"),
@@ -259,14 +260,17 @@ class Evidence:
         generator = np.random.default_rng(0)
         several = [v for v in samples.values() if v.size > 1]
         deviations = [(v - v.mean()) * np.sqrt(len(v) / (len(v) - 1)) for v in several]
-        pool = np.concatenate(deviations) if several else np.array([np.nan])
+        pool = np.sort(np.concatenate(deviations)) if several else np.array([np.nan])
         degrees = max(pool.size - len(several), 1)
         widened = np.sqrt(degrees / generator.chisquare(degrees, NUM_RESAMPLES))
         weights, found = np.full(NUM_RESAMPLES, 1 / NUM_RESAMPLES), {}
         for cell, v in samples.items():
             drawn = np.zeros((NUM_RESAMPLES, 1))
             if v.ndim:
-                drawn = generator.choice(pool, (NUM_RESAMPLES, len(v)))
+                own = np.random.default_rng(
+                    zlib.crc32(repr(cell).encode())
+                )  # whatever the order of the cells
+                drawn = own.choice(pool, (NUM_RESAMPLES, len(v)))
             found[cell] = Located(float(v.mean()), v.mean() + widened * drawn.mean(axis=1), weights)
         return found
 
