@@ -235,7 +235,7 @@ def test_findings_change_with_the_numbers(stored):
     changed["choice"]["rows"]["vimco"]["bias"][at][-1] = 0.05
     assert "VIMCO has a bias of up to 5 %" in atlas.findings(changed)
     changed["choice"]["rows"]["ovis"]["signal"] = [[0.0] * 11] * len(comparison.STEPS)
-    assert "to the farthest (4.5) OVIS is ahead at 0, 0, 0, 0, 0, 0 and 0 of the 11" in atlas.findings(changed)
+    assert "farthest (4.5) OVIS is ahead at 0, 0, 0, 0, 0, 0 and 0 of the 11" in atlas.findings(changed)
 
 
 def test_what_to_take_has_the_most_signal_for_the_cost(stored):

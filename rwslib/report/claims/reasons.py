@@ -71,6 +71,7 @@ CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] =
             {"hidden": (16, 16), "methods": {"vimco": "vimco_no_log_k", "concrete": "concrete_2018"}},
         ),
         (DETAIL, "From uniform mixture weights,", None, {"init": "near"}),
+        (DETAIL, "With OVIS, which climbs the same bound, instead of VIMCO,", "vimco", {"method": "ovis"}),
     ),
     "air": (
         (DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),
