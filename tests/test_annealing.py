@@ -83,7 +83,7 @@ def test_flips_know_the_probability_of_their_way():
     places = all_tuples(2, 3).T.double()  # [8, 3]
     slopes = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).double()
     moves, far = Flips(0.4), 200_000
-    logits = moves._logits(places, slopes)
+    logits = (0.5 - places) * slopes - 1 / (2 * 0.4)
     for i in range(8):
         ways = (places - places[i]).abs()
         log_there = (ways * logits[i] - torch.nn.functional.softplus(logits[i])).sum(dim=-1)
@@ -112,3 +112,24 @@ def test_drift_knows_the_density_of_its_way():
     known = way(z, slope)
     assert ((drawn.mean(dim=0) - known.mean[0]).abs() < 5 * known.stddev[0] / math.sqrt(far)).all()
     torch.testing.assert_close(drawn.std(dim=0), known.stddev[0], rtol=0.02, atol=0)
+
+
+class Coins:
+    """Two fair coins."""
+
+    def log_prob(self, z, x):
+        return -z.sum(dim=-1) * math.log(2)
+
+    def sample(self, x, num_particles, noise):
+        z = (noise.uniform(num_particles, len(x), 2) < 0.5).double()
+        return z, self.log_prob(z, x)
+
+
+@pytest.mark.parametrize(("q", "default"), [(Guess(), 0.3), (Coins(), 0.15)])
+def test_the_step_size_is_the_given_one_or_the_documented_one(q, default):
+    x = torch.zeros(2).double()
+    none, same, other = (
+        annealed_estimates(Sensor(), q, x, 20, 10, Noise(1), size)["log_marginal"]
+        for size in (None, default, 1.0)
+    )
+    assert torch.equal(none, same) and not torch.equal(none, other)

@@ -21,7 +21,7 @@ from rwslib.report.claims import (
     vae_claims,
     without_failures,
 )
-from rwslib.report.claims.effects import median_outcomes
+from rwslib.report.claims.effects import log_curve_noise, log_spread, median_outcomes, time_to_learn
 
 
 def an_effect(value, low, high, smallest=0.0):
@@ -420,3 +420,31 @@ def test_the_identities_hold_and_wrong_estimators_break_them(monkeypatch):
     monkeypatch.setattr(estimators, "wake_phi_loss", lambda log_p, log_q: right(log_p, log_q) * (1 + 1e-9))
     monkeypatch.setattr(estimators, "vimco_loss", lambda log_p, log_q: -(log_p - log_q).mean(dim=0))
     assert [claim.verdict for claim in general_claims().values()] == ["fails", "fails"]
+
+
+def test_a_difference_is_that_of_all_draws_of_both_cells():
+    a, b = np.array([0.0, 1.0]), np.array([0.0, 2.0, 5.0])
+    found = Evidence({}, given={"bias": {"a": a, "b": b}}).effect("", "bias", "a", "b")
+    drawn = [np.median(list(product(v, repeat=len(v))), axis=1) for v in (a, b)]
+    every = np.subtract.outer(*drawn).ravel()
+    ends = np.quantile(every, [0.025, 0.975], method="inverted_cdf")
+    assert [found.low, found.high] == pytest.approx(ends)
+
+
+def test_an_effect_has_the_median_the_margin_and_the_harmonic_mean():
+    given = {"bias": {"a": np.array([0.0, 0.0, 9.0]), "b": np.zeros(6)}}
+    found = Evidence({}, given=given).effect("", "bias", "a", "b", margin=0.5)
+    assert found.value == 0.5 and found.replicates == pytest.approx(4)
+
+
+def test_what_is_read_from_curves():
+    def of(**metrics):
+        return RunRecord({}, {}, metrics, Path("none"))
+
+    noise = np.random.default_rng(0).normal(size=(1, 4000)) * np.repeat([9.0, 0.2], 2000)
+    rough = log_curve_noise(of(train_bound=noise + np.linspace(0, 50, 4000)))
+    assert np.exp(rough) == pytest.approx(0.2, rel=0.05)
+    assert np.isnan(log_curve_noise(of(train_bound=np.zeros((1, 4))))).all()
+    assert np.exp(log_spread(of(phi_gradient_std=np.array([[1.0, 3.0]])))) == pytest.approx(2)
+    late = of(prior_l2=np.array([[0.2, 0.055, 0.04]]), iteration=np.array([0, 50, 100]))
+    assert time_to_learn(late) == 100

@@ -729,3 +729,34 @@ def test_every_estimator_is_in_the_list_of_these_tests():
         for name in ESTIMATORS
     }
     assert tested == functions
+
+
+def test_rloo_descends_half_the_variance_of_the_log_weights():
+    log_p, log_q = random_arguments("rloo").values()
+    (found,) = grad(estimators.rloo_loss(log_p, log_q).sum(), log_q)
+    (expected,) = grad((log_p - log_q).var(dim=0).sum() / 2, log_q)
+    torch.testing.assert_close(found, expected)
+
+
+def test_muprop_takes_no_gradient_of_its_expansion():
+    arguments = random_arguments("muprop")
+    loss = estimators.muprop_loss(**arguments).sum()
+    (found,) = grad(loss, arguments["expansion"], allow_unused=True, materialize_grads=True)
+    assert (found == 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+def test_ovis_is_its_definition(gamma):
+    log_p, log_q = random_arguments("ovis").values()
+    (found,) = grad(estimators.ovis_loss(log_p, log_q, gamma).sum(), log_q)
+    log_w = (log_p - log_q).detach()
+    bound, K = estimators.log_evidence(log_w), len(log_w)
+    rest = [estimators.log_evidence(torch.cat([log_w[:k], log_w[k + 1 :]])) for k in range(K)]
+    signal = bound - torch.stack(rest) - (1 - gamma) * (log_w.softmax(dim=0) + math.log(1 - 1 / K))
+    torch.testing.assert_close(found, -signal)
+
+
+def test_centred_weights_lack_one_over_k():
+    log_p, log_q = random_arguments("wake_phi").values()
+    (found,) = grad(estimators.wake_phi_loss(log_p, log_q, center_weights=True).sum(), log_q)
+    torch.testing.assert_close(found, 1 / len(log_p) - torch.softmax((log_p - log_q).detach(), dim=0))

@@ -324,3 +324,9 @@ def test_units_whose_mean_varies_by_more_than_a_hundredth_are_active():
     assert evaluation.active_units(means.repeat(7, 1)) == 3
     assert evaluation.active_units(means, threshold=1.0) == 1
     assert evaluation.active_units(torch.zeros(4, 6)) == 0
+
+
+def test_signal_to_noise_is_its_formula():
+    g = np.random.default_rng(0).normal(-1, 1, size=(5, 7))
+    expected = (np.abs(g.mean(0)) / g.std(0, ddof=1)).mean()
+    assert evaluation.signal_to_noise(torch.from_numpy(g)).item() == pytest.approx(expected)

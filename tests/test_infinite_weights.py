@@ -249,3 +249,17 @@ def test_diagnostics_of_impossible_particles_and_of_none(name):
     ]:
         with pytest.raises(ValueError, match=f"log_w .*{message}"):
             function(bad)
+
+
+@pytest.mark.parametrize("name", ELBOS)
+def test_an_impossible_particle_has_no_gradient(name):
+    arguments = arguments_with(name, -math.inf)
+    for part, gradient in zip(arguments, loss_and_gradients(name, arguments)[1:], strict=True):
+        assert part not in ("log_p", "log_q", "score") or (gradient[IMPOSSIBLE] == 0).all(), part
+
+
+def test_a_mixture_without_weight_says_nothing():
+    log_p, pair = torch.tensor([[0.3], [-math.inf]]), torch.tensor([[-math.inf], [0.1]])
+    zero, score = torch.zeros(2, 1), torch.ones(2, 1, requires_grad=True)
+    loss = estimators.disarm_bound_loss(log_p, zero, pair, zero, score)
+    assert torch.isfinite(grad(loss.sum(), score)[0]).all()

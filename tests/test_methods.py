@@ -938,3 +938,24 @@ def test_an_option_refuses_what_a_run_may_not_set(name, option, bad, message):
     row.check(option, row.of_run)
     with pytest.raises(ValueError, match=message):
         row.check(option, bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("ww", {"center_weights": True}),
+        ("nvil", {"scale_signal": True}),
+        ("vimco", {"mean": "arithmetic"}),
+        ("ovis", {"gamma": 1.0}),
+    ],
+)
+def test_an_option_reaches_the_estimator(name, option):
+    torch.manual_seed(0)
+    p, q, x = gmm.GMM(), gmm.InferenceNetwork(), torch.linspace(0, 190, 8)
+    extra = {"control_variate": gmm.Baseline()} if name == "nvil" else {}
+
+    def phi_gradient(**options):
+        loss = METHODS[name].function(p, q, x, 4, Noise(1), **extra, **options).sum()
+        return torch.cat([g.flatten() for g in grad(loss, list(q.parameters()))])
+
+    assert not torch.allclose(phi_gradient(), phi_gradient(**option))

@@ -94,9 +94,13 @@ def test_chapters_that_look_at_replicate_0_read_paths_of_others(name):
 
 
 def test_chapter_2_measures_noise_where_no_block_of_the_published_runs_begins():
-    """Its streams (seed, replicate, K) gave published numbers; the other two touch no trained network."""
+    """Its streams (seed, replicate, K) gave published numbers; two touch no network; others begin with 0."""
     paths = {tuple(map(ast.unparse, call)) for call in calls(notebook("02_gmm"))}
-    assert paths == {("seed",), ("seed", "K"), ("seed", "replicate", "K")}
+    assert {path for path in paths if path[0] != "0"} == {
+        ("seed",),
+        ("seed", "K"),
+        ("seed", "replicate", "K"),
+    }
     configs = [json.loads(path.read_text()) for path in ROOT.glob("book/results/gmm/*/config.json")]
     measured = [config for config in configs if config["method"] == "reinforce"]
     assert len(measured) >= 4

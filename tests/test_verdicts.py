@@ -23,7 +23,7 @@ from rwslib.report.claims import (
     verdict,
     verdicts_table,
 )
-from rwslib.report.claims.effects import QUANTITIES, number
+from rwslib.report.claims.effects import QUANTITIES, number, with_interval
 from rwslib.report.claims.export import claims_table
 from rwslib.report.claims.reasons import needed
 
@@ -323,3 +323,9 @@ def test_claims_leave_as_json_without_infinities(keep):
     }
     show_claims(claims)
     assert verdicts_table({"now": claims, "then": claims}).endswith("| X-1 | open | open |")
+
+
+def test_an_interval_is_said_where_there_is_one():
+    assert with_interval(effect(8, -math.inf, math.inf)) == "+8 (no interval)"
+    assert with_interval(effect(1, 1, 1)) == "+1"
+    assert number(99.6) == "+100"
