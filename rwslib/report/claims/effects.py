@@ -267,9 +267,7 @@ class Evidence:
         for cell, v in samples.items():
             drawn = np.zeros((NUM_RESAMPLES, 1))
             if v.ndim:
-                own = np.random.default_rng(
-                    zlib.crc32(repr(cell).encode())
-                )  # whatever the order of the cells
+                own = np.random.default_rng(zlib.crc32(repr(cell).encode()))  # in any order of cells
                 drawn = own.choice(pool, (NUM_RESAMPLES, len(v)))
             found[cell] = Located(float(v.mean()), v.mean() + widened * drawn.mean(axis=1), weights)
         return found
