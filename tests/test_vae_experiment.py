@@ -67,6 +67,9 @@ BAD = [
     ({"eval_particles": 5e3}, "eval_particles"),
     ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16', got 'float16'"),
     ({"precision": torch.float32}, "precision"),
+    ({"decoder": "mine"}, "decoder must be a record's key of 16 hexadecimal digits, or \"\", got 'mine'"),
+    ({"decoder": "9AF91A072B666CC2"}, "decoder"),
+    ({"decoder": None}, "decoder"),
     ({"seed": 0}, "seed must be a whole number from 1 to .*, got 0"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**32}, "seed must be a whole number from 1 to"),
@@ -391,3 +394,30 @@ def test_a_published_record_is_taken_without_training(tmp_path, monkeypatch):
     records.publish(record.path)
     monkeypatch.setattr(Trainer, "train_block", None)
     assert_same_run(run(config, tmp_path / "elsewhere"), record)
+
+
+def test_a_decoder_that_is_given_stays_and_the_network_learns(tmp_path, monkeypatch):
+    """All replicates keep the model of the record's first replicate; the networks are new."""
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path))
+    first = run(tiny())
+    second = run(tiny("rws_dreg", 8, decoder=first.key))
+    before, after = first.weights(), second.weights()
+    for name, value in after.items():
+        same = [np.array_equal(value[replicate], before[name][0]) for replicate in range(2)]
+        assert same == [name.startswith("p.")] * 2, name
+    curve = second.metrics["test_bound"]
+    assert (curve[:, -1] > curve[:, 0]).all()
+
+
+def test_a_decoder_that_is_nowhere_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("RWSLIB_RESULTS", str(tmp_path))
+    light = run(tiny(num_runs=1))
+    (light.path / records.WEIGHTS).unlink()
+    for key in ("0" * 16, light.key):
+        with pytest.raises(ValueError, match=f"decoder must be the key of a stored record of .*, got '{key}'"):
+            run(tiny(decoder=key))
+
+
+def test_a_run_that_learns_its_model_keeps_the_key_that_it_had():
+    assert "decoder" not in records.plain(tiny())
+    assert records.plain(tiny(decoder="0" * 16))["decoder"] == "0" * 16

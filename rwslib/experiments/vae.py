@@ -1,5 +1,6 @@
 """The continuous latent variable model of paper section 4.2: configuration, training problem, metrics."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rwslib import data
+from rwslib import data, records
 from rwslib.annealing import NUM_CHAINS, annealed_estimates
+from rwslib.checks import require
 from rwslib.evaluation import active_units, importance_estimates
 from rwslib.experiments.common import (
     check_common,
@@ -37,6 +39,12 @@ GPU_ROWS = 200_000  # data times particles in one piece of an evaluation there
 RECORDED_IMAGES = 100  # test images whose own log marginals are recorded, for checking weights later
 
 
+def is_key_or_empty(name: str, value: Any) -> None:
+    """The check of a record's key; whether there is such a record is asked when its weights are read."""
+    fits = value == "" or (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value))
+    require(bool(fits), name, 'a record\'s key of 16 hexadecimal digits, or ""', value)
+
+
 @dataclass(frozen=True)
 class VAEConfig:
     """One run of the continuous model; its fields are its identity.
@@ -54,6 +62,8 @@ class VAEConfig:
         annealing: steps of annealed importance sampling on 500 test images, to learn by how much the final
             log marginal is too low; 0 for none.
         precision: of the matrix products in training, "float32" or "bfloat16"; evaluation is in float32.
+        decoder: key of a record of this experiment, published or in ``$RWSLIB_RESULTS``, whose model (first
+            replicate) is kept, so that only the inference network learns; "" learns both.
         seed: of everything random, at least 1.
         wake_weight: weight of the wake-phi update (wws); 0.5 if None.
     """
@@ -68,6 +78,7 @@ class VAEConfig:
     eval_particles: int = checked(whole(1), 5000)
     annealing: int = checked(whole(0), 0, before=0)
     precision: str = checked(choice("float32", "bfloat16"), "float32")
+    decoder: str = checked(is_key_or_empty, "", before="")
     seed: int = 1
     wake_weight: float | None = None
     experiment: str = "vae"
@@ -99,6 +110,21 @@ def build(pixel_mean: Tensor | None = None, matmul_dtype: torch.dtype | None = N
     return {"p": p, "q": InferenceNetwork(matmul_dtype=matmul_dtype)}
 
 
+def keep_decoder(p: GenerativeModel, key: str) -> None:
+    """Give p the parameters of a record's first replicate, for good.
+
+    Raises:
+        ValueError: there is no such record, or it was published without its weights.
+    """
+    places = [store / "vae" / key for store in (records.published_dir(), records.results_store())]
+    found = [place for place in places if (place / records.WEIGHTS).exists()]
+    require(bool(found), "decoder", "the key of a stored record of vae that keeps its weights", key)
+    arrays = records.load(found[0], only=()).weights()
+    state = {name: torch.from_numpy(arrays[f"p.{name}"][0]) for name, _ in p.named_parameters()}
+    p.load_state_dict(state)
+    p.requires_grad_(False)
+
+
 def test_images(dataset: str) -> Tensor:
     """The test images of the metrics, binarised once and for all; ``[N, 784]``."""
     return data.binarize(data.load(dataset).test.flatten(1), Noise(0, 1))
@@ -118,6 +144,12 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
     ends = [epochs_after(stage) * steps_per_epoch for stage in range(1, PAPER_STAGES)]
     stage_ends = torch.tensor(ends, device=device)
     rates = torch.tensor(stage_rates(config.learning_rate), device=device)
+
+    def build_networks() -> dict[str, nn.Module]:
+        parts: dict[str, Any] = build(pixel_mean, dtype)
+        if config.decoder:
+            keep_decoder(parts["p"], config.decoder)
+        return parts
 
     def learning_rate(iteration: Tensor) -> Tensor:
         stage = (iteration >= stage_ends).sum()
@@ -148,7 +180,7 @@ def problem(config: VAEConfig, device: str = "cpu") -> Problem:
 
     return Problem(
         method=METHODS[config.method],
-        build=lambda: build(pixel_mean, dtype),
+        build=build_networks,
         draw_batch=lambda noise, rows: data.binarize(train[rows], noise),
         evaluate=evaluate,
         num_particles=config.num_particles,
