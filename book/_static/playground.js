@@ -380,7 +380,7 @@ const Playground = (() => {
     }
     ctx.fillText(`${end.toLocaleString("en")} steps`, right, height - 4);
     for (const run of [...kept, ...runs]) {
-      ctx.lineWidth = runs.includes(run) ? 2.2 : 1.2;
+      ctx.lineWidth = widthOf(run, runs);
       ctx.globalAlpha = runs.includes(run) ? 1 : 0.5;
       run.points.forEach((point, i) => { // one stroke a method, so that its dashes are unbroken
         if (i && run.points[i - 1].method === point.method && i > 1) {
@@ -408,8 +408,13 @@ const Playground = (() => {
     });
   }
 
-  function swatch(color, dash = []) {
-    const line = `<line x1="0" y1="5" x2="24" y2="5" stroke="${color}" stroke-width="3" stroke-dasharray="${dash}"/>`;
+  // Two runs of one method share its colour: A is the bold line, B the fine one.
+  function widthOf(run, runs) {
+    return !runs.includes(run) ? 1 : run.letter === "A" ? 3.6 : 1.6;
+  }
+
+  function swatch(color, dash = [], width = 3) {
+    const line = `<line x1="0" y1="5" x2="24" y2="5" stroke="${color}" stroke-width="${width}" stroke-dasharray="${dash}"/>`;
     const node = element("span", { class: "playground-swatch", "aria-hidden": "true" });
     node.innerHTML = `<svg width="24" height="10">${line}</svg>`;
     return node;
@@ -534,7 +539,7 @@ const Playground = (() => {
       for (const metric of ["prior", "posterior"]) drawCurves(curves[metric].canvas, runs, kept, metric);
       legend.replaceChildren(...[...runs, ...kept].map((run) => {
         const { color, dash } = METHODS[run.points.at(-1).method], which = runs.includes(run) ? run.letter : "earlier";
-        return element("li", {}, swatch(color, dash), `${which}: ${story(run.segments) || nameOf(run.letter)}, ${run.start} start`);
+        return element("li", {}, swatch(color, dash, widthOf(run, runs)), `${which}: ${story(run.segments) || nameOf(run.letter)}, ${run.start} start`);
       }));
       return finite;
     }
