@@ -80,6 +80,12 @@ def test_the_grids_of_the_paper_are_whole():
         assert sweep.pending([path], ROOT / "nowhere")[0] > 0
 
 
+def test_every_published_record_is_a_run_of_a_grid():
+    grids = [path for path in (ROOT / "workflow/grids").glob("*.yaml") if "reproduce" not in path.name]
+    known = {records.key(records.plain(config)) for grid in grids for config in sweep.configurations(grid)}
+    assert {path.parent.name for path in (ROOT / "book/results").glob("*/*/config.json")} <= known
+
+
 def test_short_runs_share_jobs_and_long_ones_do_not():
     short = [GMMConfig("ww", 2, num_iterations=10, seed=seed) for seed in range(1, 41)]
     long = [GMMConfig("ww", 2, seed=seed) for seed in range(1, 4)]

@@ -414,7 +414,9 @@ def test_a_decoder_that_is_nowhere_is_refused_before_training(tmp_path, monkeypa
     light = run(tiny(num_runs=1))
     (light.path / records.WEIGHTS).unlink()
     for key in ("0" * 16, light.key):
-        with pytest.raises(ValueError, match=f"decoder must be the key of a stored record of .*, got '{key}'"):
+        with pytest.raises(
+            ValueError, match=f"decoder must be the key of a stored record of .*, got '{key}'"
+        ):
             run(tiny(decoder=key))
 
 
