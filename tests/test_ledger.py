@@ -182,11 +182,11 @@ def test_effects_are_drawn_on_one_scale():
 
 def test_a_chapter_starts_with_its_bar(stage):
     path = stage / "notebooks/03_vae.ipynb"
-    generate_pages.put(path, "verdicts", lambda: ledger.chapter_bar(path))
+    generate_pages.put(path, "verdicts", ledger.chapter_bar(path))
     head = nbformat.read(path, as_version=4).cells[0].source
     assert 'class="claim-bar"' in head and "claims <claims-vae>`" in head
     with pytest.raises(SystemExit, match="has no line"):
-        generate_pages.put(path, "verdicts", str)
+        generate_pages.put(path, "verdicts", "")
 
 
 def test_the_first_page_says_how_long_runs_are_and_what_the_original_code_explains(stage):

@@ -8,8 +8,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +96,10 @@ def speeds(name: str) -> str:
     """Measured replicate-iterations per second of one method, by K; empty where it was not measured."""
     path = ROOT / "book/results/benchmark.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["gmm"]["rows"] if path.exists() else []
-    found = [row for row in rows if row["method"] == name]
     return ", ".join(
-        f"{row['replicate_iterations_per_second']:,.0f} at K = {row['num_particles']}" for row in found
+        f"{row['replicate_iterations_per_second']:,.0f} at K = {row['num_particles']}"
+        for row in rows
+        if row["method"] == name
     )
 
 
@@ -134,11 +134,11 @@ def benchmark_table(section: str, path: Path = ROOT / "book/results/benchmark.js
     found = measured[section]
 
     def cell(name: str, value: Any) -> str:
-        if "fraction" in name:
-            return percent(value)
+        if value is None:
+            return ""
         if isinstance(value, str):
             return f"`{value}`" if value in METHODS else text(value)
-        return "" if value is None else number(value)
+        return f"{100 * value:.2g} %" if "fraction" in name else number(value)
 
     rows = [[cell(name, value) for name, value in row.items()] for row in found["rows"]]
     machine = ", ".join(f"{text(key)}: {text(value)}" for key, value in found["hardware"].items())
@@ -211,28 +211,22 @@ def machines() -> str:
         hardware = record.provenance["hardware"]
         where = text(hardware.get("accelerator") or hardware["processor"])
         places[record.config["experiment"]][where] += 1
-    counts = {
-        EXPERIMENTS[name].title: [f"{count} records on {where}" for where, count in found.most_common()]
+    return "\n".join(
+        f"- {EXPERIMENTS[name].title}: "
+        + listed(f"{count} records on {where}" for where, count in found.most_common())
         for name, found in places.items()
         if found
-    }
-    return "\n".join(f"- {name}: {listed(found)}" for name, found in counts.items())
-
-
-def cells(notebook: Path) -> list[Any]:
-    """The code cells of a notebook."""
-    return [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    )
 
 
 def write_picture(notebook: Path, target: Path) -> None:
     """Save the notebook's Figure 4 as a file of its own, on white, so that it can be read anywhere."""
-    (cell,) = (c for c in cells(notebook) if "fig-figure4" in json.dumps(c.metadata.get("mystnb", {})))
-    (svg,) = (output["data"]["image/svg+xml"] for output in cell.outputs if "data" in output)
+    svg = displayed(notebook, "fig-figure4", "image/svg+xml")
     on_white = re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
     target.write_text(on_white, encoding="utf-8")
 
 
-def put(path: Path, name: str, generate: Callable[[], str]) -> None:
+def put(path: Path, name: str, content: str) -> None:
     """Replace the marker of a generated part in a page, or in the first cell of a notebook."""
     marker = f"<!-- generated: {name} -->"
     notebook = nbformat.read(path, as_version=4) if path.suffix == ".ipynb" else None
@@ -240,15 +234,16 @@ def put(path: Path, name: str, generate: Callable[[], str]) -> None:
     if marker not in source:
         raise SystemExit(f"{path} has no line {marker}")
     if notebook:
-        notebook.cells[0].source = source.replace(marker, generate())
+        notebook.cells[0].source = source.replace(marker, content)
         nbformat.write(notebook, path)
     else:
-        path.write_text(source.replace(marker, generate()), encoding="utf-8")
+        path.write_text(source.replace(marker, content), encoding="utf-8")
 
 
-def displayed(notebook: Path, tag: str, kind: str) -> str:
-    """What the one cell with a tag displayed, in one of its formats."""
-    (cell,) = (c for c in cells(notebook) if tag in c.metadata.get("tags", []))
+def displayed(notebook: Path, name: str, kind: str) -> str:
+    """What the one code cell with a tag, or with a figure of this name, displayed, in one of its formats."""
+    code = (c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
+    (cell,) = (c for c in code if f'"{name}"' in json.dumps(c.metadata))
     (shown,) = (output["data"][kind] for output in cell.outputs if "data" in output)
     return shown
 
@@ -306,11 +301,6 @@ def cards(notebooks: Sequence[Path]) -> str:
     return "\n".join(parts)
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as a percentage with two significant digits; unknown ones empty."""
-    return "" if fraction is None else f"{100 * fraction:.2g} %"
-
-
 def main() -> None:
     """Replace the marker of each generated part."""
     if sys.argv[1] == "--picture":
@@ -323,43 +313,40 @@ def main() -> None:
     atlas.draw(measured, folder / "_static/atlas.svg")
     social_card.draw(film, headline(notebook), folder / "_static/card.png")
     parts = [
-        ("methods.md", "methods map", methods_map),
-        ("methods.md", "methods table", lambda: methods_table(ablations=False)),
-        ("methods.md", "ablations table", lambda: methods_table(ablations=True)),
-        ("methods.md", "atlas findings", lambda: atlas.findings(measured)),
-        ("methods.md", "atlas data", lambda: atlas.figure_data(measured)),
-        ("methods.md", "atlas error", lambda: atlas.largest_error(measured)),
-        ("methods.md", "choice distance", lambda: atlas.distance(measured, "choice")),
-        ("methods.md", "far distance", lambda: atlas.distance(measured, "choice", -1)),
-        ("methods.md", "choice comparison", lambda: atlas.comparison(measured, "choice")),
-        ("methods.md", "smooth comparison", lambda: atlas.comparison(measured, "smooth")),
-        ("methods.md", "ovis signals", lambda: atlas.signals(measured)),
-        ("methods.md", "take this when", lambda: atlas.take_this_when(measured)),
-        *(("benchmark.md", f"benchmark {name}", partial(benchmark_table, name)) for name in BENCHMARKS),
-        ("rerun.md", "times", times_table),
-        ("rerun.md", "drills", partial(drill_table, "drill.json", "kill drill", "fuzz")),
-        ("rerun.md", "slurm drill", partial(drill_table, "drill-slurm.json", "Slurm drill")),
-        ("intro.md", "answer", lambda: answer(folder.parent)),
-        ("intro.md", "headline", partial(headline, notebook)),
-        ("intro.md", "film", lambda: film),
-        ("intro.md", "cards", partial(cards, [notebook, *others])),
-        ("intro.md", f"finding {notebook.stem}", partial(finding, notebook, start=1)),  # after the headline
-        *(("intro.md", f"finding {path.stem}", partial(finding, path)) for path in others),
-        *(("intro.md", f"scale {path.stem}", partial(chapter_scale, path)) for path in (notebook, *others)),
-        ("intro.md", "original code", partial(original_code, notebook)),
-        ("intro.md", "verdicts", lambda: summary(read_ledger(folder.parent)[0])),
-        ("reproducibility.md", "machines", machines),
-        ("claims.md", "ledger", lambda: claims_page(folder.parent)),
-        ("claims.md", "what matters", what_matters),
+        ("methods.md", "methods map", methods_map()),
+        ("methods.md", "methods table", methods_table(ablations=False)),
+        ("methods.md", "ablations table", methods_table(ablations=True)),
+        ("methods.md", "atlas findings", atlas.findings(measured)),
+        ("methods.md", "atlas data", atlas.figure_data(measured)),
+        ("methods.md", "atlas error", atlas.largest_error(measured)),
+        ("methods.md", "choice distance", atlas.distance(measured, "choice")),
+        ("methods.md", "far distance", atlas.distance(measured, "choice", -1)),
+        ("methods.md", "choice comparison", atlas.comparison(measured, "choice")),
+        ("methods.md", "smooth comparison", atlas.comparison(measured, "smooth")),
+        ("methods.md", "ovis signals", atlas.signals(measured)),
+        ("methods.md", "take this when", atlas.take_this_when(measured)),
+        *(("benchmark.md", f"benchmark {name}", benchmark_table(name)) for name in BENCHMARKS),
+        ("rerun.md", "times", times_table()),
+        ("rerun.md", "drills", drill_table("drill.json", "kill drill", "fuzz")),
+        ("rerun.md", "slurm drill", drill_table("drill-slurm.json", "Slurm drill")),
+        ("intro.md", "answer", answer(folder.parent)),
+        ("intro.md", "headline", headline(notebook)),
+        ("intro.md", "film", film),
+        ("intro.md", "cards", cards([notebook, *others])),
+        ("intro.md", f"finding {notebook.stem}", finding(notebook, start=1)),  # after the headline
+        *(("intro.md", f"finding {path.stem}", finding(path)) for path in others),
+        *(("intro.md", f"scale {path.stem}", chapter_scale(path)) for path in (notebook, *others)),
+        ("intro.md", "original code", original_code(notebook)),
+        ("intro.md", "verdicts", summary(read_ledger(folder.parent)[0])),
+        ("reproducibility.md", "machines", machines()),
+        ("claims.md", "ledger", claims_page(folder.parent)),
+        ("claims.md", "what matters", what_matters()),
     ]
-    for page, name, generate in parts:
-        put(folder / page, name, generate)
-    heads = {"verdicts": chapter_bar, "box": box}
+    for page, name, content in parts:
+        put(folder / page, name, content)
     for path in sorted((folder.parent / "notebooks").glob("*.ipynb")):
-        source = nbformat.read(path, as_version=4).cells[0].source
-        for name, generate in heads.items():
-            if f"<!-- generated: {name} -->" in source:
-                put(path, name, partial(generate, path))
+        if "<!-- generated: box -->" in nbformat.read(path, as_version=4).cells[0].source:
+            put(path, "box", box(path))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from rwslib.methods import METHODS
 from rwslib.report.claims import listed
-from rwslib.report.comparison import MEANS, STEPS, VARIANTS, chosen, title
+from rwslib.report.comparison import MEANS, STEPS, VARIANTS, method_of, rounded
 from rwslib.report.markup import table
 from rwslib.report.plotting import method_style, shared_legend, use_style
 
@@ -63,13 +64,9 @@ def digits(number: float | None) -> str:
 
 def line_style(row: str) -> dict[str, Any]:
     """Colour, line style and label; variants of a method are dotted in its colour."""
-    style = method_style(chosen(row)[0])
-    return style | {"linestyle": ":", "label": title(row)} if row in VARIANTS else style
-
-
-def known_rows(atlas: Atlas, problem: str) -> list[str]:
-    """Rows whose method this library has, in the order of its table."""
-    return [row for row in (*METHODS, *VARIANTS) if row in atlas[problem]["rows"]]
+    if row in METHODS:
+        return method_style(row)
+    return {"color": VARIANTS[row].style[0], "linestyle": ":", "label": VARIANTS[row].title}
 
 
 def bias_with_error(atlas: Atlas, problem: str, row: str, K: int) -> str:
@@ -83,14 +80,11 @@ def bias_with_error(atlas: Atlas, problem: str, row: str, K: int) -> str:
 def comparison(atlas: Atlas, problem: str, particles: tuple[int, ...] = (2, 10)) -> str:
     """The table of bias, noise and cost at one problem, for the chapter's q."""
     rows = []
-    for row in known_rows(atlas, problem):
+    for row, stored in atlas[problem]["rows"].items():
         bias = [bias_with_error(atlas, problem, row, K) for K in particles]
         noise = [digits(value(atlas, problem, row, "noise", K)) for K in particles]
-        stored = atlas[problem]["rows"][row]
-        costs = dict(zip(stored["particles"], stored["evaluations"], strict=True))
-        rows.append(
-            [title(row), METHODS[chosen(row)[0]].follows, *bias, *noise, str(costs.get(particles[-1], ""))]
-        )
+        method, costs = method_of(row), dict(zip(stored["particles"], stored["evaluations"], strict=True))
+        rows.append([method.title, method.follows, *bias, *noise, str(costs.get(particles[-1], ""))])
     columns = [f"{what}, K = {K}" for what in ("bias", "noise") for K in particles]
     header = ["method", "follows", *columns, f"evaluations of p, K = {particles[-1]}"]
     return table(header, rows, wide=False)
@@ -108,7 +102,7 @@ def findings(atlas: Atlas) -> str:
             return f"stays at {before}"
         return f"{'rises' if ends[1] > ends[0] else 'falls'} from {before} to {after}"
 
-    few_many, last = (2, 100), len(STEPS) - 1
+    few_many = (2, 100)
     wrong = atlas["choice"]["wrongness"]
     signal = [
         value(atlas, "choice", "vimco", "signal", K) for K in atlas["choice"]["rows"]["vimco"]["particles"]
@@ -120,8 +114,8 @@ def findings(atlas: Atlas) -> str:
             f"{change('ww', 'signal', few_many)}. VIMCO {bias_in_words(atlas, 'vimco')}, and its ratio "
             f"stays between {digits(min(signal))} and {digits(max(signal))}.",
             f"- How wrong $q$ is matters, too: from {digits(wrong[CHAPTERS_Q['choice']])} to "
-            f"{digits(wrong[last])} nats, WW's bias at $K = 10$ {change('ww', 'bias', (10, 10), last)}, "
-            f"and that of δ-WW {change('dww', 'bias', (10, 10), last)}.",
+            f"{digits(wrong[-1])} nats, WW's bias at $K = 10$ {change('ww', 'bias', (10, 10), -1)}, "
+            f"and that of δ-WW {change('dww', 'bias', (10, 10), -1)}.",
             f"- {ovis_finding(atlas)}",
         ]
     )
@@ -143,7 +137,7 @@ def ovis_finding(atlas: Atlas) -> str:
 
     ahead = [sum(ratio("ovis", K, at) > ratio("vimco", K, at) for K in particles) for at in range(len(STEPS))]
     first, last = particles[0], particles[-1]
-    near, far = distance(atlas, "choice", 0), distance(atlas, "choice", len(STEPS) - 1)
+    near, far = distance(atlas, "choice", 0), distance(atlas, "choice", -1)
     return (
         f"OVIS {bias_in_words(atlas, 'ovis')}. Its ratio is {digits(ratio('ovis', first))} beside VIMCO's "
         f"{digits(ratio('vimco', first))} at $K = {first}$, and {digits(ratio('ovis', last))} beside "
@@ -156,51 +150,46 @@ def signals(atlas: Atlas, rows: tuple[str, ...] = ("vimco", "ovis", "ovis_gamma_
     """The table of signal-to-noise ratios by K, exact, for the chapter's q."""
     particles = atlas["choice"]["rows"]["ovis"]["particles"]
     lines = [
-        [title(row), *(digits(value(atlas, "choice", row, "signal", K)) for K in particles)] for row in rows
+        [method_of(row).title, *(digits(value(atlas, "choice", row, "signal", K)) for K in particles)]
+        for row in rows
     ]
     return table(["method", *(f"K = {K}" for K in particles)], lines, wide=True)
 
 
 # -- what to take ------------------------------------------------------------------------------------
 
-BETWEEN, COIN_BETWEEN = ("any", "categorical"), ("any", "binary", "categorical")
-# words, problem, where q stands (None: the chapter's), evaluations of p, what is followed, latents, unbiased?
+# words, problem, where q stands (None: the chapter's), evaluations of p, what is followed, points between?
 SITUATIONS = (
-    ("a choice; the network is to approach the posterior", "choice", None, 20, "KL(p, q)", ("any",), False),
-    ("the same, with $q$ far off", "choice", len(STEPS) - 1, 20, "KL(p, q)", ("any",), False),
-    ("the same, two evaluations of $p$", "choice", None, 2, "KL(p, q)", ("any",), False),
-    ("a choice; the bound is to be climbed", "choice", None, 20, "bound", ("any",), True),
-    ("the same, with $q$ far off", "choice", len(STEPS) - 1, 20, "bound", ("any",), True),
-    ("a choice; the bound, points between categories", "choice", None, 20, "bound", BETWEEN, True),
-    ("a choice; the bound, two evaluations of $p$", "choice", None, 2, "bound", ("any",), True),
-    ("the same, and $p$ takes points between categories", "choice", None, 2, "bound", BETWEEN, True),
-    ("a choice; the ELBO is to be climbed", "choice", None, 20, "ELBO", ("any",), True),
-    ("the same, and $p$ takes points between categories", "choice", None, 20, "ELBO", BETWEEN, True),
-    ("a coin; the ELBO", "coin", None, 20, "ELBO", ("any", "binary"), True),
-    ("the same, and $p$ takes points between its sides", "coin", None, 20, "ELBO", COIN_BETWEEN, True),
-    ("a coin; the bound", "coin", None, 20, "bound", ("any", "binary"), True),
-    ("a smooth latent; the bound", "smooth", None, 20, "bound", ("any", "reparameterisable"), True),
-    ("a smooth latent; the posterior", "smooth", None, 20, "KL(p, q)", ("any", "reparameterisable"), False),
+    ("a choice; the network is to approach the posterior", "choice", None, 20, "KL(p, q)", False),
+    ("the same, with $q$ far off", "choice", -1, 20, "KL(p, q)", False),
+    ("the same, two evaluations of $p$", "choice", None, 2, "KL(p, q)", False),
+    ("a choice; the bound is to be climbed", "choice", None, 20, "bound", False),
+    ("the same, with $q$ far off", "choice", -1, 20, "bound", False),
+    ("a choice; the bound, points between categories", "choice", None, 20, "bound", True),
+    ("a choice; the bound, two evaluations of $p$", "choice", None, 2, "bound", False),
+    ("the same, and $p$ takes points between categories", "choice", None, 2, "bound", True),
+    ("a choice; the ELBO is to be climbed", "choice", None, 20, "ELBO", False),
+    ("the same, and $p$ takes points between categories", "choice", None, 20, "ELBO", True),
+    ("a coin; the ELBO", "coin", None, 20, "ELBO", False),
+    ("the same, and $p$ takes points between its sides", "coin", None, 20, "ELBO", True),
+    ("a coin; the bound", "coin", None, 20, "bound", False),
+    ("a smooth latent; the bound", "smooth", None, 20, "bound", False),
+    ("a smooth latent; the posterior", "smooth", None, 20, "KL(p, q)", False),
 )
-
-
-def affordable(atlas: Atlas, problem: str, row: str, budget: int) -> int | None:
-    """The largest measured K with at most so many evaluations of p."""
-    stored = atlas[problem]["rows"][row]
-    both = zip(stored["particles"], stored["evaluations"], strict=True)
-    return max((K for K, evaluations in both if evaluations <= budget), default=None)
 
 
 def candidates(atlas: Atlas, situation: tuple) -> list[tuple[float, str, int]]:
     """Signal-to-noise ratio, row and K of the methods that fit a situation, the best first."""
-    _, problem, at, budget, follows, latents, unbiased = situation
+    _, problem, at, budget, follows, between = situation
     found = []
-    for row in known_rows(atlas, problem):
-        method = METHODS[chosen(row)[0]]
-        K = affordable(atlas, problem, row, budget)
-        if K is None or method.ablation or method.follows != follows or method.latent not in latents:
+    for row, stored in atlas[problem]["rows"].items():
+        method, costs = method_of(row), zip(stored["particles"], stored["evaluations"], strict=True)
+        K = max((K for K, cost in costs if cost <= budget), default=None)
+        if K is None or method.ablation or method.follows != follows:
             continue
-        if not unbiased or value(atlas, problem, row, "bias", K, at) == 0:
+        if (between or method.latent != "categorical") and (
+            follows == "KL(p, q)" or value(atlas, problem, row, "bias", K, at) == 0
+        ):
             found.append((value(atlas, problem, row, "signal", K, at), row, K))
     return sorted(found, reverse=True)
 
@@ -212,9 +201,11 @@ def take_this_when(atlas: Atlas) -> str:
         words, problem, at, budget, *_ = situation
         (signal, row, K), *others = candidates(atlas, situation)
         bias = percent(value(atlas, problem, row, "bias", K, at))
-        after = "; ".join(f"{title(other)} {digits(ratio)}, K = {k}" for ratio, other, k in others[:2])
+        after = "; ".join(
+            f"{method_of(other).title} {digits(ratio)}, K = {k}" for ratio, other, k in others[:2]
+        )
         rests_on = f"{digits(signal)}, K = {K}" + (f", bias {bias}" if bias != "0 %" else "")
-        rows.append([words, str(budget), f"**{title(row)}**", rests_on, after or "none"])
+        rows.append([words, str(budget), f"**{method_of(row).title}**", rests_on, after or "none"])
     header = ["when", "evaluations of p", "take this", "signal-to-noise ratio", "next"]
     return table(header, rows, wide=False)
 
@@ -224,25 +215,20 @@ def take_this_when(atlas: Atlas) -> str:
 
 def figure_data(atlas: Atlas) -> str:
     """All that the interactive figure draws, as HTML that holds JSON; three digits of each number."""
-
-    def short(number: float | None) -> float | None:
-        return None if number is None else float(f"{number:.3g}")
-
     found: dict[str, Any] = {}
     for problem, words in TITLES.items():
         rows = {}
-        for row in known_rows(atlas, problem):
-            stored, style = atlas[problem]["rows"][row], line_style(row)
-            dash = DASHES.get(style["linestyle"]) if isinstance(style["linestyle"], str) else None
+        for row, stored in atlas[problem]["rows"].items():
+            style, line = line_style(row), line_style(row)["linestyle"]
             rows[row] = {
                 "title": style["label"],
                 "color": style["color"],
-                "dash": " ".join(map(str, style["linestyle"][1])) if dash is None else dash,
+                "dash": DASHES[line] if isinstance(line, str) else " ".join(map(str, line[1])),
                 "particles": stored["particles"],
                 "evaluations": stored["evaluations"],
             } | {
                 quantity: [
-                    [short(value(atlas, problem, row, quantity, K, at)) for K in stored["particles"]]
+                    [rounded(value(atlas, problem, row, quantity, K, at), 3) for K in stored["particles"]]
                     for at in range(len(atlas[problem]["wrongness"]))
                 ]
                 for quantity in QUANTITIES
@@ -250,7 +236,7 @@ def figure_data(atlas: Atlas) -> str:
         found[problem] = {
             "title": words,
             "start": CHAPTERS_Q[problem],
-            "wrongness": list(map(short, atlas[problem]["wrongness"])),
+            "wrongness": [rounded(wrong, 3) for wrong in atlas[problem]["wrongness"]],
             "rows": rows,
         }
     data = json.dumps({"quantities": QUANTITIES, "shown": SHOWN, "problems": found}, separators=(",", ":"))
@@ -285,13 +271,5 @@ def draw(atlas: Atlas, target: Path, K: int = 10) -> None:
 
 def largest_error(atlas: Atlas) -> str:
     """The largest standard error of a sampled noise, as a share of it."""
-    shares = [
-        error / noise
-        for problem in atlas.values()
-        for stored in problem["rows"].values()
-        if "noise_error" in stored
-        for line, errors in zip(stored["noise"], stored["noise_error"], strict=True)
-        for noise, error in zip(line, errors, strict=True)
-        if math.isfinite(noise)
-    ]
-    return percent(max(shares))
+    sampled = [row for problem in atlas.values() for row in problem["rows"].values() if "noise_error" in row]
+    return percent(max(np.max(np.divide(row["noise_error"], row["noise"])) for row in sampled))

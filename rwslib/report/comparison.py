@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.distributions import Normal
 
 from rwslib import evaluation, files, methods
 from rwslib.experiments.common import known_name
-from rwslib.methods import METHODS
+from rwslib.methods import METHODS, Method
 from rwslib.models.gmm import GMM, RelaxControlVariate, Table
 from rwslib.noise import Noise, Tape
 from rwslib.report.claims.general import NUM_CATEGORIES, OBSERVATION, small_mixture
@@ -36,9 +37,14 @@ MANY = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 FEW = (1, 2, 5, 10, 20, 50)
 FEWER = (1, 2, 5, 10, 20)  # where a control variate has to be trained for each
 SAMPLED = ("dww_wrong_density", "gumbel_st", "concrete", "rebar", "relax", "concrete_2018")
-VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {  # beside the methods with their defaults
-    "ww_centred": ("ww", {"center_weights": True}, "WW, centred"),
-    "ovis_gamma_1": ("ovis", {"gamma": 1.0}, "OVIS, γ = 1"),
+VARIANTS: dict[str, Any] = {  # beside the methods with their defaults
+    "ww_centred": replace(
+        METHODS["ww"],
+        title="WW, centred",
+        function=partial(methods.wake_wake, center_weights=True),
+        min_particles=2,
+    ),
+    "ovis_gamma_1": replace(METHODS["ovis"], title="OVIS, γ = 1", function=partial(methods.ovis, gamma=1.0)),
 }
 SEED, SAMPLES, BATCHES = 1, 20_000, 20
 AT_ONCE = 100_000  # particles in one piece
@@ -104,15 +110,9 @@ class Smooth(nn.Module):
         return z, self.log_prob(z, x)
 
 
-def chosen(row: str) -> tuple[str, Callable[..., Tensor]]:
-    """The name of a row's method, and the function with the row's options."""
-    name, options, _ = VARIANTS.get(row, (row, {}, ""))
-    return name, partial(METHODS[name].function, **options)
-
-
-def title(row: str) -> str:
-    """The name that tables and figures show."""
-    return VARIANTS[row][2] if row in VARIANTS else METHODS[row].title
+def method_of(row: str) -> Method:
+    """The method of a row, with the row's options."""
+    return VARIANTS.get(row) or METHODS[row]
 
 
 def tables(problem: str, step: float) -> tuple[Tensor, Tensor]:
@@ -133,25 +133,25 @@ def wrongness(problem: str, step: float) -> float:
 # -- exact -------------------------------------------------------------------------------------------
 
 
-def one_draw(name: str, logits: Tensor) -> Tensor:
+def one_draw(method: Method, logits: Tensor) -> Tensor:
     """Probabilities of what one of a method's independent draws can be: a category, or a pair of coins."""
     q = torch.softmax(logits, dim=0)
-    if METHODS[name].latent == "binary":  # unequal, or equal on one side or the other
+    if method.latent == "binary":  # unequal, or equal on one side or the other
         return torch.stack([q.min(), q.max() - q.min(), q.min()])
-    if "delta" in METHODS[name].options:
-        delta = METHODS[name].options["delta"].default
+    if "delta" in method.options:
+        delta = method.options["delta"].default
         return (1 - delta) * q + delta / len(q)
     return q
 
 
 def exact_gradients(row: str, K: int, problem: str, step: float) -> tuple[Tensor, Tensor, int]:
     """The ascent direction for each count of draws, ``[N, C]``, their probabilities, and p's evaluations."""
-    name, function = chosen(row)
-    log_joint, logits = tables(problem, step)
-    if METHODS[name].control_variate == "regression":  # as if fitted perfectly
+    method = method_of(row)
+    function, (log_joint, logits) = method.function, tables(problem, step)
+    if method.control_variate == "regression":  # as if fitted perfectly
         bound = evaluation.exact_bound(log_joint, logits, K)
         function = partial(function, control_variate=lambda x: bound.expand(len(x)))
-    probs, num_draws = one_draw(name, logits), K // 2 if name == "disarm" else K
+    probs, num_draws = one_draw(method, logits), K // 2 if row == "disarm" else K
     counts, log_ways = evaluation.particle_counts(len(probs), num_draws)
     weights = (log_ways + torch.xlogy(counts, probs).sum(dim=1)).exp()
     counts, weights = counts[weights > NEGLIGIBLE], weights[weights > NEGLIGIBLE]
@@ -192,20 +192,18 @@ def draws(
     return gradients.view(num, -1), p.evaluations
 
 
-def with_control_variate(
-    name: str, K: int, problem: str, step: float, num_steps: int = 100, num: int = 500
-) -> Callable:
+def with_control_variate(row: str, K: int, problem: str, step: float) -> Callable:
     """The method with a control variate that was trained here, to lower the variance."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         control = (
-            methods.RebarControlVariate() if name == "rebar" else RelaxControlVariate(CHOICES[problem][0])
+            methods.RebarControlVariate() if row == "rebar" else RelaxControlVariate(CHOICES[problem][0])
         )
-    function = partial(METHODS[name].function, control_variate=control.double())
+    function = partial(method_of(row).function, control_variate=control.double())
     optimiser = torch.optim.Adam(control.parameters(), 0.03)
-    for i in range(num_steps):
+    for i in range(100):
         optimiser.zero_grad()
-        gradients, _ = draws(function, K, problem, step, num, SEED, i, 1, create_graph=True)
+        gradients, _ = draws(function, K, problem, step, 500, SEED, i, 1, create_graph=True)
         gradients.var(dim=0).sum().backward()
         optimiser.step()
     return function
@@ -215,9 +213,9 @@ def sampled_gradients(
     row: str, K: int, problem: str, step: float, num: int = SAMPLES, purpose: int = 2
 ) -> tuple[Tensor, int]:
     """Independent gradients, ``[num, D]``, and p's evaluations per datum."""
-    name, function = chosen(row)
-    if METHODS[name].control_variate == "variance":
-        function = with_control_variate(name, K, problem, step)
+    function = method_of(row).function
+    if method_of(row).control_variate == "variance":
+        function = with_control_variate(row, K, problem, step)
     at_once = min(num, max(1000, AT_ONCE // K // 1000 * 1000))
     pieces = [
         draws(function, K, problem, step, min(at_once, num - start), SEED, start, purpose)
@@ -264,8 +262,7 @@ def summary(mean: Tensor, variance: Tensor, wanted: Tensor | None) -> dict[str, 
 
 def measure(row: str, K: int, problem: str, step: float) -> dict[str, Any]:
     """Bias, noise, signal-to-noise ratio and p's evaluations per datum; with errors where it was sampled."""
-    name, _ = chosen(row)
-    wanted = target(METHODS[name].follows, K, problem, step)
+    wanted = target(method_of(row).follows, K, problem, step)
     if not is_sampled(row, problem):
         gradients, weights, evaluations = exact_gradients(row, K, problem, step)
         mean = weights @ gradients
@@ -290,8 +287,7 @@ def rows(problem: str) -> dict[str, tuple[int, ...]]:
     """The numbers of particles of each row of a problem; who learns from dreams has none."""
     found = {}
     for row in (*METHODS, *VARIANTS):
-        name = chosen(row)[0]
-        method = METHODS[name]
+        method = method_of(row)
         if problem == "smooth":
             fits = method.latent == "reparameterisable" or row in ("ww", "vimco")
         else:
@@ -300,9 +296,8 @@ def rows(problem: str) -> dict[str, tuple[int, ...]]:
         if fits and "dreams" not in method.follows:
             few = FEW if is_sampled(row, problem) or method.latent == "categorical" else MANY
             particles = FEWER if method.control_variate == "variance" else few
-            pairs = 2 if name == "disarm" else 1
-            least = 2 if row == "ww_centred" else method.min_particles
-            found[row] = tuple(K for K in particles if least <= K and K % pairs == 0)
+            pairs = 2 if row == "disarm" else 1
+            found[row] = tuple(K for K in particles if method.min_particles <= K and K % pairs == 0)
     return found
 
 
@@ -333,17 +328,17 @@ def main() -> None:
     for name in arguments.only or ():
         known_name(name, {**METHODS, **VARIANTS}, "--only")
     kept_file = arguments.only and arguments.write.exists()
-    old = json.loads(arguments.write.read_text(encoding="utf-8")) if kept_file else {}
+    old = json.loads(arguments.write.read_text(encoding="utf-8"))["problems"] if kept_file else {}
     found: dict[str, Any] = {"seed": SEED, "problems": {}}
     for problem, steps in PROBLEMS.items():
-        kept = old.get("problems", {}).get(problem, {}).get("rows", {})
+        kept = old[problem]["rows"] if problem in old else {}
         measured: dict[str, Any] = {}
         for row, particles in rows(problem).items():
-            if arguments.only and row not in arguments.only:
-                measured |= {row: kept[row]} if row in kept else {}
-                continue
-            print(f"{problem}: {title(row)}", flush=True)
-            measured[row] = measure_row(row, particles, problem)
+            if not arguments.only or row in arguments.only:
+                print(f"{problem}: {method_of(row).title}", flush=True)
+                measured[row] = measure_row(row, particles, problem)
+            elif row in kept:
+                measured[row] = kept[row]
         wrong = [rounded(wrongness(problem, step), 12) for step in steps]
         found["problems"][problem] = {"wrongness": wrong, "rows": measured}
     text = re.sub(r',? ("\w+": \{?[{\[])', r",\n\1", json.dumps(found, allow_nan=False))  # a line per list

@@ -3,7 +3,7 @@
 import html
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rwslib.data import DATASETS
 from rwslib.experiments import EXPERIMENTS
 from rwslib.methods import METHODS
 from rwslib.report.claims import CARRIED, QUANTITIES, SUMS, VERDICTS, export, general_claims, listed, verdict
-from rwslib.report.claims.effects import number
+from rwslib.report.claims.effects import in_numbers, number
 from rwslib.report.claims.export import and_absent
 from rwslib.report.claims.reasons import FAULT
 from rwslib.report.markup import table
@@ -29,17 +29,14 @@ GROUPS = {  # by the start of a claim's name: the notebook that shows it, and th
     },
     "GEN": (None, "What holds for every model"),
 }
-CHAPTERS = [notebook for notebook in (row[0] for row in GROUPS.values()) if notebook]
-COLOURS = dict(
-    zip(VERDICTS, ("success", "success-line", "warning", "danger", "secondary", "muted"), strict=True)
-)
-SAID = {  # of one claim, and of several
-    "holds": ("holds", "hold"),
-    "holds where decided": ("holds where decided", "hold where decided"),
-    "split": ("is split", "are split"),
-    "fails": ("fails", "fail"),
-    "open": ("is open", "are open"),
-    "not run": ("was not run", "were not run"),
+CHAPTERS = [notebook for notebook, _ in GROUPS.values() if notebook]
+SAID = {  # by verdict: of one claim, of several, and the colour
+    "holds": ("holds", "hold", "success"),
+    "holds where decided": ("holds where decided", "hold where decided", "success-line"),
+    "split": ("is split", "are split", "warning"),
+    "fails": ("fails", "fail", "danger"),
+    "open": ("is open", "are open", "secondary"),
+    "not run": ("was not run", "were not run", "muted"),
 }
 STRICT = {  # the same by the stricter rule
     "holds": ("holds", "hold"),
@@ -63,8 +60,8 @@ def chapter_claims(notebook: Path) -> dict[str, dict[str, Any]]:
     Raises:
         SystemExit: it carries none.
     """
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    outputs = [output for cell in cells for output in cell.outputs]
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
     found = [o.metadata[CARRIED] for o in outputs if CARRIED in o.get("metadata", {})]
     if len(found) != 1:
         raise SystemExit(
@@ -86,7 +83,7 @@ def sum_up(name: str, claims: Mapping[str, Entry]) -> Entry:
         for kind in dict.fromkeys(reason["kind"] for reason in entry["reasons"]):
             kinds.setdefault(kind, []).append(part)
     found = [effect["side"] for effect in effects]
-    told, absent = in_numbers(Counter(found)), found.count("not run")
+    told, absent = in_numbers(Counter(found), WORDS), found.count("not run")
     return {
         "source": "abstract",
         "says": SUMS[name],
@@ -134,17 +131,12 @@ def sides(entries: Iterable[Entry]) -> Counter:
     return Counter(effect["side"] for entry in entries for effect in entry["effects"])
 
 
-def in_numbers(counts: Mapping[str, int]) -> list[str]:
-    """How many effects are on each side: "3 agree", "1 contradicts"."""
-    return [f"{counts[side]} {words[counts[side] > 1]}" for side, words in WORDS.items() if counts.get(side)]
-
-
 def bar(counts: Mapping[str, int]) -> str:
     """A stacked bar of effects by side, with its numbers for those who do not see it; nothing without any."""
     shown = {side: counts[side] for side in WORDS if counts.get(side)}
     if not shown:
         return ""
-    words = listed(in_numbers(shown))
+    words = listed(in_numbers(shown, WORDS))
     parts = "".join(f'<i class="{side}" style="flex-grow:{count}"></i>' for side, count in shown.items())
     return f'<span class="claim-bar" role="img" aria-label="Effects: {words}" title="{words}">{parts}</span>'
 
@@ -167,7 +159,7 @@ def legend() -> str:
 
 def badge(name: str) -> str:
     """A verdict as a coloured word."""
-    return f"{{bdg-{COLOURS[name]}}}`{name}`"
+    return f"{{bdg-{SAID[name][2]}}}`{name}`"
 
 
 def of_paper(claims: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -177,10 +169,9 @@ def of_paper(claims: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def summary(claims: Mapping[str, Entry]) -> str:
     """One row a section: its bar, and how many of its claims have each verdict; then all of them."""
-    groups: dict[str, list[Entry]] = {group: [] for group in GROUPS}
+    groups: dict[str, list[Entry]] = {}
     for name, entry in of_paper(claims).items():
-        groups[group_of(name)].append(entry)
-    groups.pop("GEN-3")  # whose effects are those of the others
+        groups.setdefault(group_of(name), []).append(entry)
     everything = [entry for entries in groups.values() for entry in entries]
     rows = []
     for link, entries in [
@@ -191,7 +182,7 @@ def summary(claims: Mapping[str, Entry]) -> str:
         rows.append([link, bar(sides(entries)), *(str(verdicts[name] or "") for name in VERDICTS)])
     shown = table(["claims about", "effects", *map(badge, VERDICTS)], rows, wide=False)
     strict = Counter(entry["strict"] for entry in everything)
-    words = listed(f"{strict[name]} {w[strict[name] > 1]}" for name, w in STRICT.items() if strict[name])
+    words = listed(in_numbers(strict, STRICT))
     rule = (
         "By a stricter rule a claim holds only if the intervals of all its effects that were run lie above "
     )
@@ -209,10 +200,10 @@ def held(claims: Mapping[str, Entry]) -> str:
     return "\n".join(lines)
 
 
-def counted(entries: Iterable[Entry]) -> str:
+def counted(entries: Collection[Entry]) -> str:
     """Claims by verdict, in words: "12 hold (2 of which could not fail), 4 are split and 1 fails"."""
-    rows = [(entry["verdict"], bool(entry.get("certain"))) for entry in entries]  # older outputs lack it
-    verdicts, sure = Counter(name for name, _ in rows), Counter(name for name, certain in rows if certain)
+    verdicts = Counter(entry["verdict"] for entry in entries)
+    sure = Counter(entry["verdict"] for entry in entries if entry["certain"])
     return listed(
         f"{verdicts[name]} {words[verdicts[name] > 1]}"
         + (f" ({sure[name]} of which could not fail)" if sure[name] else "")

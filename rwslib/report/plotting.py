@@ -97,10 +97,9 @@ def panels_by_particles(
     size = (min(1.2 + 1.6 * max(len(Ks), 2), 8.5), height * len(metrics) + 0.6)  # wider, letters get small
     figure, axes = plt.subplots(len(metrics), len(Ks), figsize=size, sharex=True, sharey="row", squeeze=False)
     for (metric, label), row in zip(metrics.items(), axes, strict=True):
-        for K, ax in zip(Ks, row, strict=True):
-            for (_, of), record in runs.items():
-                if of == K:
-                    draw(ax, record, metric)
+        panels = dict(zip(Ks, row, strict=True))
+        for (_, K), record in runs.items():
+            draw(panels[K], record, metric)
         row[0].set_ylabel(label)
     for K, ax in zip(Ks, axes[0], strict=True):
         ax.set_title(f"K = {K}")

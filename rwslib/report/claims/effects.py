@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import pairwise
@@ -194,6 +194,7 @@ class Located:
     value: float
     outcomes: np.ndarray
     weights: np.ndarray
+    count: int
 
 
 class Evidence:
@@ -220,30 +221,24 @@ class Evidence:
         self.runs = {cell: record for cell, record in runs.items() if record is not None}
         self.pooled, self.given = pooled, dict(given or {})
         self._located: dict[str, dict[Cell, Located]] = {}
-        self._counts: dict[str, dict[Cell, int]] = {}
 
     @property
     def particles(self) -> list[int]:
         """Numbers of particles of all runs, in order."""
         return sorted({K for _, K in self.runs})
 
-    def samples(self, quantity: str) -> dict[Cell, np.ndarray | float]:
-        """The replicates' values of a quantity, by cell.
-
-        Raises:
-            KeyError: there is no such quantity, or a record without its metric.
-        """
-        if quantity in self.given:
-            return dict(self.given[quantity])
-        values = QUANTITIES[quantity].values
-        return {cell: values(record) for cell, record in self.runs.items()} if values else {}
+    def particles_of(self, method: str) -> list[int]:
+        """Numbers of particles of the runs of a method, in order."""
+        return sorted(K for name, K in self.runs if name == method)
 
     def _locate(self, quantity: str) -> dict[Cell, Located]:
         """Where the replicates lie in a quantity, by cell; draws with the same place belong together."""
         if quantity not in self._located:
-            samples = {cell: np.asarray(values) for cell, values in self.samples(quantity).items()}
+            found, values = self.given.get(quantity, {}), QUANTITIES[quantity].values
+            if values and quantity not in self.given:
+                found = {cell: values(record) for cell, record in self.runs.items()}
+            samples = {cell: np.asarray(values) for cell, values in found.items()}
             self._located[quantity] = self._from_pool(samples) if self.pooled else self._medians(samples)
-            self._counts[quantity] = {cell: np.size(values) for cell, values in samples.items()}
         return self._located[quantity]
 
     @staticmethod
@@ -252,7 +247,7 @@ class Evidence:
         for cell, v in samples.items():
             lower, upper, weights = median_outcomes(max(v.size, 1))
             ordered = np.sort(v.ravel()) if v.ndim == 0 or len(v) > 1 else np.array([np.nan])
-            found[cell] = Located(float(np.median(v)), (ordered[lower] + ordered[upper]) / 2, weights)
+            found[cell] = Located(float(np.median(v)), (ordered[lower] + ordered[upper]) / 2, weights, v.size)
         return found
 
     @staticmethod
@@ -269,7 +264,7 @@ class Evidence:
             if v.ndim:
                 own = np.random.default_rng(zlib.crc32(repr(cell).encode()))  # in any order of cells
                 drawn = own.choice(pool, (NUM_RESAMPLES, len(v)))
-            found[cell] = Located(float(v.mean()), v.mean() + widened * drawn.mean(axis=1), weights)
+            found[cell] = Located(float(v.mean()), v.mean() + widened * drawn.mean(axis=1), weights, v.size)
         return found
 
     def effect(
@@ -306,26 +301,38 @@ class Evidence:
             float(high),
             smallest=0.0 if margin else QUANTITIES[quantity].smallest,
             levels=tuple(part.value for part in parts),
-            replicates=len(cells) / sum(1 / self._counts[quantity][cell] for cell in cells),
+            replicates=len(parts) / sum(1 / part.count for part in parts),
         )
 
     def steps(self, quantity: str, method: str, up_to: float = np.inf, sign: int = 1) -> list[Effect]:
         """Rise of a quantity with each step in particles, up to a number of them; fall if ``sign`` is -1."""
         Ks = {K for K in self.particles if up_to >= K} | ({int(up_to)} if np.isfinite(up_to) else set())
-        pairs = pairwise(sorted(Ks))
-        name = title(method)
         return [
-            self.effect(f"{name}, K {a} to {b}", quantity, *((method, K) for K in (b, a)[::sign]))
-            for a, b in pairs
+            self.effect(f"{title(method)}, K {a} to {b}", quantity, *((method, K) for K in (b, a)[::sign]))
+            for a, b in pairwise(sorted(Ks))
         ]
 
-    def above(self, quantity: str, a: str, b: str, *Ks: int, margin: float = 0.0) -> list[Effect]:
+    def above(
+        self, quantity: str, a: str, b: str, Ks: Iterable[int] | None = None, margin: float = 0.0
+    ) -> list[Effect]:
         """Excess of a quantity under method ``a`` over that under ``b``, by K; all of them by default."""
         label = f"{title(a)} above {title(b)}"
         return [
             self.effect(f"{label}, K {K}", quantity, (a, K), (b, K), margin=margin)
-            for K in Ks or self.particles
+            for K in (self.particles if Ks is None else Ks)
         ]
+
+    def gains_nothing(self, *pairs: tuple[str, str, str]) -> list[Effect]:
+        """Excess of quantities under the first method, plus the smallest that matters, where WWS was run."""
+        return [
+            replace(effect, setting=f"{quantity}: {effect.setting}")
+            for quantity, a, b in pairs
+            for effect in self.above(quantity, a, b, self.particles_of("wws"), QUANTITIES[quantity].smallest)
+        ]
+
+    def within_two(self, setting: str, quantity: str, *cells: Cell) -> Effect:
+        """Logarithm of two, minus the distance of two cells in a quantity that is a logarithm."""
+        return self.effect(setting, quantity, *cells, combine=lambda a, b: -abs(a - b), margin=math.log(2))
 
 
 def title(name: str) -> str:
@@ -344,10 +351,14 @@ def all_of(number: int) -> str:
     return "both" if number == 2 else f"all {number}"
 
 
+def in_numbers(counts: Mapping[str, int], words: Mapping[str, Sequence[str]]) -> list[str]:
+    """How many there are of each, in its words for one and for several: "3 agree", "1 contradicts"."""
+    return [f"{counts[key]} {said[counts[key] > 1]}" for key, said in words.items() if counts.get(key)]
+
+
 def in_words(effects: Effects) -> str:
     """On whose sides effects are, in words: "of 6 effects 4 agree with the paper and 2 are open"."""
-    found = Counter(effect.side for effect in effects.values())
-    parts = [f"{found[side]} {words[found[side] > 1]}" for side, words in SIDES.items() if found[side]]
+    parts = in_numbers(Counter(effect.side for effect in effects.values()), SIDES)
     if len(parts) > 1:
         return f"of {len(effects)} effects {listed(parts)}"
     if not parts:

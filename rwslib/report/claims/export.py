@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,11 +68,10 @@ def verdicts_table(columns: Mapping[str, Mapping[str, Claim]]) -> str:
 
 def summary(claims: Mapping[str, Claim]) -> str:
     """How many claims there are of each verdict, and which, one verdict a line."""
-    counts = Counter(claim.verdict for claim in claims.values())
     lines = []
     for outcome in VERDICTS:
-        names = ", ".join(name for name, claim in claims.items() if claim.verdict == outcome)
-        lines.append(f"{outcome:20}{counts[outcome]:3}  {names}".rstrip())
+        names = [name for name, claim in claims.items() if claim.verdict == outcome]
+        lines.append(f"{outcome:20}{len(names):3}  {', '.join(names)}".rstrip())
     return "\n".join(lines)
 
 

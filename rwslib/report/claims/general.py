@@ -1,8 +1,5 @@
 """The paper's identities, which hold for every model, and the claims of its abstract, which sum up others."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
@@ -88,13 +85,9 @@ RULES = (
 
 def general_claims(num_particles: tuple[int, ...] = (2, 3, 4)) -> dict[str, Claim]:
     """Claims GEN-1 and GEN-2, by all tuples of particles of a small mixture."""
-
-    def largest(difference: Callable[[Tensor], Tensor]) -> Evidence:
-        tuples = {K: particle_tuples(NUM_CATEGORIES, K) for K in num_particles}
-        return Evidence(
-            {}, given={"rounding": {K: difference(z).abs().max().item() for K, z in tuples.items()}}
-        )
-
-    tables = small_mixture()
-    differences = {"second term": minus_wake_phi, "theta": unlike_wake_theta}
-    return judge(RULES, {name: largest(partial(d, *tables)) for name, d in differences.items()})
+    tables, tuples = small_mixture(), {K: particle_tuples(NUM_CATEGORIES, K) for K in num_particles}
+    evidence = {}
+    for name, difference in {"second term": minus_wake_phi, "theta": unlike_wake_theta}.items():
+        found = {K: difference(*tables, z).abs().max().item() for K, z in tuples.items()}
+        evidence[name] = Evidence({}, given={"rounding": found})
+    return judge(RULES, evidence)

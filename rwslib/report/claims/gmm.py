@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rwslib.records import RunRecord
-from rwslib.report.claims.effects import QUANTITIES, Effect, Evidence, Runs, title
+from rwslib.report.claims.effects import Effect, Evidence, Runs, title
 from rwslib.report.claims.rules import Claim, Rule, judge
 
 BOUND_METHODS = ("reinforce", "vimco", "relax", "concrete")
@@ -27,39 +27,22 @@ def quieter(evidence: Evidence, quiet: Sequence[str], loud: Sequence[str], when:
 
 
 def worse(
-    evidence: Evidence, quantity: str, those: Sequence[str], than: Sequence[str], *Ks: int
+    evidence: Evidence,
+    quantity: str,
+    those: Sequence[str],
+    than: Sequence[str],
+    Ks: Sequence[int] | None = None,
 ) -> list[Effect]:
     """Excess of a quantity under some methods over that under others, by K."""
-    return [
-        effect for a, b in product(those, than) if a != b for effect in evidence.above(quantity, a, b, *Ks)
-    ]
+    return [e for a, b in product(those, than) if a != b for e in evidence.above(quantity, a, b, Ks)]
 
 
-def order_of_supports(evidence: Evidence) -> list[Effect]:
-    """Excess of the categories that one method gives up over those of the next, with few particles."""
-    few = evidence.particles[:1]
-    pairs = (("ws", "ww"), ("ww", "vimco"), ("ww", "reinforce"))
-    return [e for a, b in pairs for e in evidence.above("categories given up", a, b, *few)]
-
-
-def gains_nothing(evidence: Evidence) -> list[Effect]:
-    """Excess of both errors under WWS over those under WW, plus the smallest that matters, by K."""
-    Ks = sorted(K for method, K in evidence.runs if method == "wws")
-    return [
-        replace(effect, setting=f"{quantity}: {effect.setting}")
-        for quantity in ("error of p", "error of q")
-        for effect in evidence.above(quantity, "wws", "ww", *Ks, margin=QUANTITIES[quantity].smallest)
-        if Ks
-    ]
-
-
-def best(evidence: Evidence, method: str, *Ks: int) -> list[Effect]:
+def best(evidence: Evidence, method: str, Ks: Sequence[int]) -> list[Effect]:
     """Excess of both errors under all others over those under a method, with these numbers of particles."""
     return [
         replace(effect, setting=f"{quantity}: {effect.setting}")
         for quantity in ("error of p", "error of q")
-        for effect in worse(evidence, quantity, OTHERS, (method,), *Ks)
-        if Ks  # none would mean all
+        for effect in worse(evidence, quantity, OTHERS, (method,), Ks)
     ]
 
 
@@ -85,13 +68,8 @@ def within_factor_two(evidence: Evidence) -> list[Effect]:
         deltas = sorted(delta for delta, num_particles in evidence.runs if num_particles == K)
         pairs += [(deltas[0], deltas[-1], K)] if deltas[0] < 0.2 < deltas[-1] else []
     return [
-        evidence.effect(
-            f"δ = {a}{f' and {b}' if b != 0.2 else ''}, K {K}",
-            "log error of p",
-            (a, K),
-            (b, K),
-            combine=lambda a, b: -abs(a - b),
-            margin=np.log(2),
+        evidence.within_two(
+            f"δ = {a}{f' and {b}' if b != 0.2 else ''}, K {K}", "log error of p", (a, K), (b, K)
         )
         for a, b, K in pairs
     ]
@@ -189,7 +167,7 @@ RULES = (
         "WW learns the best model with many particles, δ-WW aside",
         P_ABOVE,
         FIGURE,
-        lambda e: worse(e, "error of p", OTHERS, ("ww",), *e.particles[-1:]),
+        lambda e: worse(e, "error of p", OTHERS, ("ww",), e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -200,7 +178,7 @@ RULES = (
         "twice the run where it never is; from the far start Adam's steps of 0.001 cannot bring any method "
         "there before about a fifth of 100,000 iterations",
         FIGURE,
-        lambda e: worse(e, "time until the error of p is 0.05", OTHERS, ("ww",), *e.particles[-1:]),
+        lambda e: worse(e, "time until the error of p is 0.05", OTHERS, ("ww",), e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -209,7 +187,7 @@ RULES = (
         "WW learns the best inference network with many particles, δ-WW aside",
         "median final error of q(z | x) under the one method minus that under the other",
         FIGURE,
-        lambda e: worse(e, "error of q", OTHERS, ("ww",), *e.particles[-1:]),
+        lambda e: worse(e, "error of q", OTHERS, ("ww",), e.particles[-1:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -234,7 +212,7 @@ RULES = (
         "δ-WW is best with few particles",
         "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
         FIGURE,
-        lambda e: best(e, "dww", *e.particles[:2]),
+        lambda e: best(e, "dww", e.particles[:2]),
     ),
     Rule(
         "GMM-9c",
@@ -242,7 +220,7 @@ RULES = (
         "δ-WW is best with many particles, too",
         "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
         FIGURE,
-        lambda e: best(e, "dww", *e.particles[2:]),
+        lambda e: best(e, "dww", e.particles[2:]),
         ("GEN-3c",),
     ),
     Rule(
@@ -278,7 +256,7 @@ RULES = (
         "with many particles bound-climbing methods end worse than WW and δ-WW",
         P_ABOVE,
         FIGURE,
-        lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), *e.particles[-1:]),
+        lambda e: worse(e, "error of p", BOUND_METHODS, ("ww", "dww"), e.particles[-1:]),
     ),
     Rule(
         "GMM-13",
@@ -338,7 +316,10 @@ RULES = (
         "with few particles WS keeps fewer categories than WW, and WW fewer than VIMCO and REINFORCE",
         "number of categories given up under the one method minus that under the other",
         SUPPORT,
-        order_of_supports,
+        lambda e: [
+            *worse(e, "categories given up", ("ws",), ("ww",), e.particles[:1]),
+            *worse(e, "categories given up", ("ww",), ("vimco", "reinforce"), e.particles[:1]),
+        ],
     ),
     Rule(
         "GMM-18",
@@ -347,7 +328,7 @@ RULES = (
         "median final error, of p(z) and of q(z | x), under WWS minus that under WW, plus the smallest "
         "difference that matters",
         ("gmm-claims",),
-        gains_nothing,
+        lambda e: e.gains_nothing(("error of p", "wws", "ww"), ("error of q", "wws", "ww")),
         rests_on="with sleep",
     ),
 )

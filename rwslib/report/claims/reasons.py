@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ MANY = 1000  # replicates, above which their number says only that they are no w
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a claim does not hold everywhere: one of ``KINDS``, a sentence with numbers, the settings."""
+    """Why a claim does not hold everywhere: one of ``KINDS``, a sentence with numbers, the effects."""
 
     kind: str
     says: str
-    settings: tuple[str, ...] = ()
+    effects: Sequence[Effect] = ()
 
 
 @dataclass(frozen=True)
@@ -52,63 +52,57 @@ class Other:
     evidence: Evidence
 
 
-# What the records hold beside the runs that are judged: kind, words, which method's runs, what differs;
-# "methods" replaces some methods by others.
-CHANGES: dict[str, tuple[tuple[str, str, str | None, Mapping[str, Any]], ...]] = {
+# What the records hold beside the runs that are judged: kind, words, what differs; "methods" replaces some
+# methods by others, and where nothing else differs the runs of all others stay beside them.
+NO_LOG_K, RELAXED = {"vimco": "vimco_no_log_k"}, {"concrete": "concrete_2018"}
+CHANGES: dict[str, tuple[tuple[str, str, Mapping[str, Any]], ...]] = {
     "gmm": (
-        (
-            FAULT,
-            "With the baseline of the authors' code, which lacks its log K,",
-            "vimco",
-            {"method": "vimco_no_log_k"},
-        ),
-        (FAULT, "With Concrete relaxed as in the authors' code,", "concrete", {"method": "concrete_2018"}),
-        (DETAIL, "With the two hidden layers of the authors' code,", None, {"hidden": (16, 16)}),
+        (FAULT, "With the baseline of the authors' code, which lacks its log K,", {"methods": NO_LOG_K}),
+        (FAULT, "With Concrete relaxed as in the authors' code,", {"methods": RELAXED}),
+        (DETAIL, "With the two hidden layers of the authors' code,", {"hidden": (16, 16)}),
         (
             FAULT,
             "With the authors' baseline, relaxation and two layers at once,",
-            None,
-            {"hidden": (16, 16), "methods": {"vimco": "vimco_no_log_k", "concrete": "concrete_2018"}},
+            {"hidden": (16, 16), "methods": NO_LOG_K | RELAXED},
         ),
-        (DETAIL, "From uniform mixture weights,", None, {"init": "near"}),
-        (DETAIL, "With OVIS, which climbs the same bound, instead of VIMCO,", "vimco", {"method": "ovis"}),
+        (DETAIL, "From uniform mixture weights,", {"init": "near"}),
+        (DETAIL, "With OVIS, which climbs the same bound, instead of VIMCO,", {"methods": {"vimco": "ovis"}}),
     ),
     "air": (
-        (DETAIL, "With a warm-up instead of dreams at the start,", None, WARM_UP),
-        (DETAIL, "From a warm-up, in ten times as many iterations,", None, EARLIER_RUNS[30_000]),
+        (DETAIL, "With a warm-up instead of dreams at the start,", WARM_UP),
+        (DETAIL, "From a warm-up, in ten times as many iterations,", EARLIER_RUNS[30_000]),
     ),
 }
 
 
-def changed(record: RunRecord, **changes: Any) -> RunRecord | None:
+def changed(record: RunRecord, methods: Mapping[str, str] = {}, **changes: Any) -> RunRecord | None:
     """The record that differs in some fields alone, or in the number of replicates, too."""
     if "experiment" not in record.config:
         return None
     config = configuration(record.config)
-    methods = changes.pop("methods", {})
-    wanted = replace(config, **{"method": methods.get(config.method, config.method)} | changes)
+    wanted = replace(config, method=methods.get(config.method, config.method), **changes)
     return stored(wanted, record.path.parent.parent, fewer_runs=True) if wanted != config else None
 
 
 @lru_cache
-def lengths(store: Path, experiment: str) -> tuple[tuple[tuple[str, int], ...], ...]:
+def lengths(store: Path, experiment: str) -> list[dict[str, Any]]:
     """The lengths of the records of an experiment, as fields of a configuration, longest first."""
     fields = ("num_stages", "num_iterations", "eval_scenes")
     configs = [
         json.loads(path.read_text(encoding="utf-8")) for path in store.glob(f"{experiment}/[!.]*/config.json")
     ]
     found = {tuple((name, c[name]) for name in fields if name in c) for c in configs}
-    return tuple(sorted(found, key=lambda fields: -EXPERIMENTS[experiment].length(dict(fields))))
+    return sorted(map(dict, found), key=EXPERIMENTS[experiment].length, reverse=True)
 
 
 def shorter(record: RunRecord) -> RunRecord | None:
     """The longest record that differs in being shorter."""
     if "experiment" not in record.config:
         return None
-    stores, experiment = {published_dir(), record.path.parent.parent}, record.config["experiment"]
+    stores, experiment = (published_dir(), record.path.parent.parent), record.config["experiment"]
     length = EXPERIMENTS[experiment].length
     for fields in (fields for store in stores for fields in lengths(store, experiment)):
-        if length(dict(fields)) < length(record.config) and (found := changed(record, **dict(fields))):
+        if length(fields) < length(record.config) and (found := changed(record, **fields)):
             return found
     return None
 
@@ -130,16 +124,10 @@ def others(evidence: Evidence) -> list[Other]:
         return Evidence((runs if keep else {}) | found, evidence.pooled) if found else None
 
     rows = [(SHORT, "", changed_runs(shorter, keep=False))]
-    for kind, lead, method, changes in (row for name in experiments for row in CHANGES.get(name, ())):
-
-        def change(record: RunRecord, method=method, changes=changes) -> RunRecord | None:
-            one_of_them = method in (None, record.config["method"])
-            return changed(record, **changes) if one_of_them else None
-
-        rows.append((kind, lead, changed_runs(change, keep=method is not None)))
-    rows.append(
-        (FEW, "Without the replicates that never learned to count,", changed_runs(learned, keep=True))
-    )
+    for kind, lead, changes in (row for name in experiments for row in CHANGES.get(name, ())):
+        rows.append((kind, lead, changed_runs(partial(changed, **changes), keep=set(changes) == {"methods"})))
+    few = "Without the replicates that never learned to count,"
+    rows.append((FEW, few, changed_runs(learned, keep=True)))
     rows.append((MEASURE, "By log KL(q, p), p the learned model's own posterior,", own_posterior(evidence)))
     return [Other(kind, lead, found) for kind, lead, found in rows if found]
 
@@ -176,17 +164,12 @@ def some(items: Sequence[str], most: int = 3) -> str:
     return "; ".join(items[:most]) + (f"; and {left} more" if left > 0 else "")
 
 
-def settings(effects: Iterable[Effect]) -> tuple[str, ...]:
-    """The settings of some effects."""
-    return tuple(effect.setting for effect in effects)
-
-
 def few_replicates(effects: Iterable[Effect]) -> Iterator[Reason]:
     """How many replicates would decide what is open."""
     found = [effect for effect in effects if effect.side == "open"]
     if alone := [effect for effect in found if math.isinf(effect.low)]:
         says = "Without two replicates of any setting there is no spread to draw from."
-        yield Reason(FEW, says, settings(alone))
+        yield Reason(FEW, says, alone)
     if spread := sorted((effect for effect in found if math.isfinite(effect.low)), key=needed):
         phrases = [
             f"{effect.setting}: {'more than ' * (needed(effect) > MANY)}{min(needed(effect), MANY)} "
@@ -194,7 +177,7 @@ def few_replicates(effects: Iterable[Effect]) -> Iterator[Reason]:
             for effect in spread
         ]
         says = f"So many replicates would decide, if value and spread stayed as they are: {some(phrases)}."
-        yield Reason(FEW, says, settings(spread))
+        yield Reason(FEW, says, spread)
 
 
 def too_small(effects: Iterable[Effect]) -> Iterator[Reason]:
@@ -205,12 +188,12 @@ def too_small(effects: Iterable[Effect]) -> Iterator[Reason]:
         phrases = [f"{e.setting}, {listed(number(level, sign=False) for level in e.levels)}" for e in floor]
         limit = number(limits[floor[0].quantity], sign=False)
         says = f"Both errors are below {limit}, where nothing is left to gain: {some(phrases)}."
-        yield Reason(FLOOR, says, settings(floor))
+        yield Reason(FLOOR, says, floor)
     if small := [e for e in effects if e.side == "tie" and e not in floor]:
         limit = number(small[0].smallest, sign=False)
         phrases = [f"{e.setting}, {number(e.value)}" for e in small]
         says = f"The whole interval lies within {limit}, too little to matter: {some(phrases)}."
-        yield Reason(SMALL, says, settings(small))
+        yield Reason(SMALL, says, small)
 
 
 def length_of(evidence: Evidence) -> int | None:
@@ -242,29 +225,16 @@ def moved(effects: Iterable[Effect], before: Effects, evidence: Evidence, row: O
         phrases = [f"{e.setting}, {number(before[e.setting].value)} to {number(e.value)}" for e in closer]
         change = f"From {short:,} to {now:,} it moved towards the paper: {some(phrases)}."
         says = f"The runs have {share}. {change}"
-        yield Reason(SHORT, says, settings(closer))
+        yield Reason(SHORT, says, closer)
 
 
-def explained(undecided: Sequence[Effect], new: Effects, row: Other) -> Iterator[Reason]:
-    """Which effects agree where one thing is changed."""
-    agree = [e for e in undecided if e.setting in new and new[e.setting].side == "agrees"]
-    if agree:
+def turned(effects: Sequence[Effect], new: Effects, side: str, kind: str, says: str) -> Iterator[Reason]:
+    """Which effects are on a side where one thing is changed."""
+    if found := [e for e in effects if e.setting in new and new[e.setting].side == side]:
         phrases = [
-            f"{e.setting}, {with_interval(new[e.setting])} instead of {number(e.value)}" for e in agree
+            f"{e.setting}, {with_interval(new[e.setting])} instead of {number(e.value)}" for e in found
         ]
-        says = f"{row.lead} it is as the paper says: {some(phrases)}."
-        yield Reason(row.kind, says, settings(agree))
-
-
-def overturned(agreeing: Sequence[Effect], new: Effects, row: Other) -> Iterator[Reason]:
-    """Which effects that agree contradict where one thing is changed."""
-    turned = [e for e in agreeing if e.setting in new and new[e.setting].side == "contradicts"]
-    if turned:
-        phrases = [
-            f"{e.setting}, {with_interval(new[e.setting])} instead of {number(e.value)}" for e in turned
-        ]
-        kind = MEASURE if row.kind == MEASURE else DEPENDS
-        yield Reason(kind, f"{row.lead} it is the other way round: {some(phrases)}.", settings(turned))
+        yield Reason(kind, f"{says}: {some(phrases)}.", found)
 
 
 def unexplained(effects: Sequence[Effect], before: Effects, evidence: Evidence, row: Other | None) -> Reason:
@@ -276,7 +246,7 @@ def unexplained(effects: Sequence[Effect], before: Effects, evidence: Evidence, 
         for e in effects
     ]
     though = f", though the runs have {share}" if share else ""
-    return Reason(UNKNOWN, f"No record explains it{though}: {some(phrases)}.", settings(effects))
+    return Reason(UNKNOWN, f"No record explains it{though}: {some(phrases)}.", effects)
 
 
 def reasons(
@@ -297,7 +267,7 @@ def reasons(
             f"{title(m)}, K = {K}" for m, K in (c for c in cells if isinstance(c, tuple)) if m in METHODS
         ]
         says = f"There is no record of {some(names, 4)}." if names else "There is no run of it."
-        return [Reason(ABSENT, says, settings(effects.values()))]
+        return [Reason(ABSENT, says, list(effects.values()))]
     found, short, before = [*few_replicates(undecided), *too_small(undecided)], None, {}
     for row in rows:
         new = {effect.setting: effect for effect in rule(row.evidence) if effect.side != "not run"}
@@ -305,8 +275,10 @@ def reasons(
             short, before = row, new
             found += moved(undecided, new, evidence, row)
         else:
-            found += [*explained(undecided, new, row), *overturned(agreeing, new, row)]
-    covered = {setting for reason in found for setting in reason.settings}
+            other = MEASURE if row.kind == MEASURE else DEPENDS
+            found += turned(undecided, new, "agrees", row.kind, f"{row.lead} it is as the paper says")
+            found += turned(agreeing, new, "contradicts", other, f"{row.lead} it is the other way round")
+    covered = {effect.setting for reason in found for effect in reason.effects}
     if left := [e for e in undecided if e.side == "contradicts" and e.setting not in covered]:
         found.append(unexplained(left, before, evidence, short))
     return sorted(found, key=lambda reason: KINDS.index(reason.kind))

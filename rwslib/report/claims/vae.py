@@ -1,6 +1,5 @@
 """The claims about the continuous latent variable model, section 4.2 of the paper."""
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -30,7 +29,7 @@ def levels_off(evidence: Evidence) -> list[Effect]:
 
 def slope(evidence: Evidence, method: str, sign: int, margin: float = 0.0) -> list[Effect]:
     """Slope of the divergence against the logarithm of K, over the runs of a method."""
-    Ks = [K for K in evidence.particles if (method, K) in evidence.runs]
+    Ks = evidence.particles_of(method)
     if len(Ks) < 2:
         return [Effect(f"{title(method)}, two numbers of particles", DIVERGENCE, ())]
 
@@ -45,13 +44,8 @@ def slope(evidence: Evidence, method: str, sign: int, margin: float = 0.0) -> li
 def as_quiet(evidence: Evidence) -> list[Effect]:
     """Logarithm of two, minus the distance of the logarithms of the curves' roughness, by K."""
     return [
-        evidence.effect(
-            f"within a factor of two, K {K}",
-            "log roughness of the curve",
-            ("ww", K),
-            ("iwae", K),
-            combine=lambda a, b: -abs(a - b),
-            margin=math.log(2),
+        evidence.within_two(
+            f"within a factor of two, K {K}", "log roughness of the curve", ("ww", K), ("iwae", K)
         )
         for K in evidence.particles
     ]

@@ -29,7 +29,7 @@ def grouped(effects: Iterable[tuple[object, Effect]], positive: str, negative: s
 def with_ends(effect: Effect, digits: int) -> str:
     """A value with its interval: "+0.25 (+0.24 to +0.35)"."""
     ends = (effect.value, effect.low, effect.high)
-    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in ends)  # no "-0.000"
+    value, low, high = (f"{number:+z.{digits}f}" for number in ends)  # z: no "-0.000"
     return f"{value} ({low} to {high})"
 
 
@@ -47,11 +47,10 @@ def headline(runs: Runs) -> str:
     def median(metric: str, method: str, K: int) -> float:
         return float(np.median(evidence.runs[method, K].metrics[f"{metric}_final"]))
 
-    models = [f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco")]
+    one, other = (f"{median('prior_l2', method, many):.3f}" for method in ("ww", "vimco"))
     ratio = median("posterior_l2", "vimco", many) / median("posterior_l2", "ww", many)
     times = f"{ratio:.1f} times closer to" if ratio > 1 else f"{1 / ratio:.1f} times farther from"
     kept = [f"{median('support_size', method, few):g}" for method in ("ww", "vimco", "dww")]
-    one, other = models
     learns = (
         f"wake-wake (WW) and VIMCO both learn the mixture to an error of {one}"
         if one == other
@@ -71,7 +70,7 @@ def more_particles(runs: Runs) -> str:
     decides the answer.
     """
     evidence = Evidence(runs)
-    methods = [m for m in BOUND_METHODS if any(method == m for method, _ in evidence.runs)]
+    methods = [m for m in BOUND_METHODS if evidence.particles_of(m)]
     Ks = [K for K in evidence.particles if methods and all((m, K) in evidence.runs for m in methods)]
     lines = []
     for few in Ks[:-1][:2]:
@@ -92,7 +91,7 @@ def more_defence(delta_sweep: Mapping[tuple[float, int], RunRecord | None], robu
     """
     evidence = Evidence(delta_sweep)
     lines = []
-    for K in sorted({K for _, K in evidence.runs}):
+    for K in evidence.particles:
         deltas = sorted(delta for delta, num_particles in evidence.runs if num_particles == K)
         ends = [(delta, K) for delta in (deltas[-1], deltas[0])]
         changes = [
