@@ -161,11 +161,7 @@ class EpochOrder:
     """
 
     def __init__(
-        self,
-        seed: int,
-        replicates: Sequence[int],
-        epoch: tuple[int, int] | None,
-        device: str | torch.device = "cpu",
+        self, seed: int, replicates: Sequence[int], epoch: tuple[int, int] | None, device: str | torch.device
     ):
         self.seed, self.replicates, self.epoch, self.device = seed, replicates, epoch, device
         self._known = (-1, torch.empty(0))

@@ -160,18 +160,13 @@ def export(file: TextIO, results_dir: Path | None = None, own: bool = False) -> 
         One line for each record that has no rows, because it is damaged or lacks something.
     """
     rows: list[dict[str, Any]] = []
-    columns: dict[str, None] = {}
     faults: list[str] = []
     for path in folders(results_dir, own):
         try:
-            new = _rows(records.load(path))
+            rows += _rows(records.load(path))
         except (ValueError, LookupError) as error:
             faults.append(f"{path}: {error!r}" if isinstance(error, LookupError) else str(error))
-            continue
-        rows += new
-        for row in new:
-            columns |= dict.fromkeys(row)
-    writer = csv.DictWriter(file, columns)
+    writer = csv.DictWriter(file, {name: None for row in rows for name in row})  # in the order of first sight
     writer.writeheader()
     writer.writerows(rows)
     return faults

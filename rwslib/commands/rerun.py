@@ -58,13 +58,11 @@ def find(name: str) -> Path:
     Raises:
         ValueError: there is no such notebook.
     """
-    known = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
-    if name in known:
-        return known[name]
     if name.endswith(".ipynb") and files.expanded(name).is_file():
         return files.expanded(name).resolve()
+    known = {path.stem: path for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
     known_name(name, known, "notebook")
-    raise AssertionError("known_name raises")
+    return known[name]
 
 
 def read(notebook: Path) -> nbformat.NotebookNode:

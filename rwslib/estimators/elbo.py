@@ -4,7 +4,6 @@ A particle of weight zero, where the ELBO is minus infinity, takes no part.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,12 +83,9 @@ def disarm_loss(
     Returns:
         ``[B]``, at the cost of 2N samples, 2N evaluations of p and q.
     """
-    pair: dict[str, Any] = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
-    check_log_densities(log_p=log_p, log_q=log_q, **pair, score=score)
-    (log_w, share), (log_w_pair, share_pair) = (
-        _log_weights(log_p, log_q),
-        _log_weights(log_p_pair, log_q_pair),
-    )
+    check_log_densities(log_p=log_p, log_q=log_q, log_p_pair=log_p_pair, log_q_pair=log_q_pair, score=score)
+    log_w, share = _log_weights(log_p, log_q)
+    log_w_pair, share_pair = _log_weights(log_p_pair, log_q_pair)
     both = (share > 0) & (share_pair > 0)
     difference = torch.where(both, log_w - log_w_pair, 0).detach()
     elbo = ((share * log_w).sum(dim=0) + (share_pair * log_w_pair).sum(dim=0)) / 2
@@ -110,8 +106,7 @@ def disarm_bound_loss(
     Returns:
         ``[B]``, at the cost of 2K samples, 2K evaluations of p and q.
     """
-    pair: dict[str, Any] = {"log_p_pair": log_p_pair, "log_q_pair": log_q_pair}
-    check_log_densities(log_p=log_p, log_q=log_q, **pair, score=score)
+    check_log_densities(log_p=log_p, log_q=log_q, log_p_pair=log_p_pair, log_q_pair=log_q_pair, score=score)
     log_w, log_w_pair = log_p - log_q, log_p_pair - log_q_pair
     bound, bound_pair = log_evidence(log_w), log_evidence(log_w_pair)
     swapped = _with_one_of(log_w_pair, log_w), _with_one_of(log_w, log_w_pair)

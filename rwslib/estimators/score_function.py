@@ -53,8 +53,7 @@ def vimco_baseline(log_w: Tensor, mean: str = "geometric") -> Tensor:
         ``[K, B]`` in nats, without gradient; row l does not depend on particle l, to the last bit.
         It is 0, no baseline, where all the others have weight zero.
     """
-    if mean not in ("geometric", "arithmetic"):
-        raise ValueError(f"mean must be 'geometric' or 'arithmetic', got {mean!r}")
+    require(mean in ("geometric", "arithmetic"), "mean", "'geometric' or 'arithmetic'", mean)
     check_log_densities(min_particles=2, log_w=log_w)
     log_w, num_others = log_w.detach(), log_w.shape[0] - 1
     index = torch.arange(num_others + 1, device=log_w.device)[:, None]

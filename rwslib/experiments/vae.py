@@ -204,22 +204,18 @@ def final_metrics(
 
     With steps of annealing also the log marginal by it, of some images, and what it adds there.
     """
-    compiled = len(x) * num_particles >= 1000 * COMPILE_FROM and x.device.type == "cpu"
-    compiled = compiled and not why_not_compile()
-    rows_at_once = 4000 if x.device.type == "cpu" else GPU_ROWS
-    estimates = importance_estimates(
-        p, q, x, num_particles, noise, rows_at_once=rows_at_once, compiled=compiled
-    )
-    annealed = {}
+    on_cpu = x.device.type == "cpu"
+    compiled = on_cpu and len(x) * num_particles >= 1000 * COMPILE_FROM and not why_not_compile()
+    rows = 4000 if on_cpu else GPU_ROWS
+    estimates = importance_estimates(p, q, x, num_particles, noise, rows_at_once=rows, compiled=compiled)
     if annealing:
         found = annealed_estimates(p, q, evenly(x, ANNEALED_IMAGES), NUM_CHAINS, annealing, noise)
         found["gain"] = found["log_marginal"] - evenly(estimates["log_marginal"], ANNEALED_IMAGES)
-        annealed = {f"annealed_{name}": values for name, values in found.items()}
+        estimates |= {f"annealed_{name}": values for name, values in found.items()}
     with torch.no_grad():
         means = q.moments(x)[0]
     return {
         **with_errors(estimates),
-        **with_errors(annealed),
         "log_marginal_first": estimates["log_marginal"][:RECORDED_IMAGES],
         "active_units": active_units(means),
         "unit_variance": means.var(dim=0, correction=0),

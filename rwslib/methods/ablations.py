@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import estimators
-from rwslib.methods.relaxed import concrete_log_prob, gumbel_like
+from rwslib.methods.relaxed import concrete_log_prob, gumbels
 from rwslib.methods.score_function import score_particles
 from rwslib.methods.wake_sleep import defensive_particles, wake_theta
 from rwslib.noise import Noise
@@ -56,8 +56,7 @@ def concrete_2018(
     of the discrete ELBO.
     """
     log_probs = q.log_probs(x)
-    gumbel = log_probs + gumbel_like(log_probs, num_particles, noise)
-    log_z = torch.log_softmax(gumbel / temperature, dim=-1)
+    log_z = torch.log_softmax(gumbels(log_probs, num_particles, noise) / temperature, dim=-1)
     log_prior = p.log_prior()[log_z.argmax(dim=-1)]
     log_q = concrete_log_prob(log_z, log_probs, temperature)
     return estimators.iwae_loss(log_prior + p.log_likelihood(log_z.exp(), x), log_q)

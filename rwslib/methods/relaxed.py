@@ -44,18 +44,16 @@ def concrete(
     one temperature in both, the densities' ratio at softmax(g / temperature) does not depend on it.
     """
     log_probs = q.log_probs(x)
-    log_z = torch.log_softmax(
-        (log_probs + gumbel_like(log_probs, num_particles, noise)) / temperature, dim=-1
-    )
+    log_z = torch.log_softmax(gumbels(log_probs, num_particles, noise) / temperature, dim=-1)
     log_q = over_latents(concrete_log_prob(log_z, log_probs, temperature))
     log_prior = over_latents(concrete_log_prob(log_z, p.log_prior(), temperature))
     return estimators.iwae_loss(log_prior + p.log_likelihood(log_z.exp(), x), log_q)
 
 
-def gumbel_like(log_probs: Tensor, num_particles: int, noise: Noise) -> Tensor:
-    """Gumbel noise ``[K, *log_probs.shape]``, categories outermost in memory as of ``log_probs``."""
+def gumbels(log_probs: Tensor, num_particles: int, noise: Noise) -> Tensor:
+    """Gumbel variates at these locations, ``[K, *log_probs.shape]``, categories outermost in memory."""
     *shape, num_categories = log_probs.shape
-    return noise.gumbel(num_categories, num_particles, *shape).movedim(0, -1)
+    return log_probs + noise.gumbel(num_categories, num_particles, *shape).movedim(0, -1)
 
 
 def over_latents(values: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ def conditional_gumbel(log_probs: Tensor, z: Tensor, uniform: Tensor) -> Tensor:
 def _gumbel_pair(q, x, num_particles, noise):
     """``log_probs``, Gumbel variates ``[K, B, ..., C]``, their arg max, and conditional variates."""
     log_probs = q.log_probs(x)
-    g = log_probs + gumbel_like(log_probs, num_particles, noise)
+    g = gumbels(log_probs, num_particles, noise)
     z = g.detach().argmax(dim=-1)
     *shape, num_categories = log_probs.shape
     uniform = noise.uniform(num_categories, num_particles, *shape).movedim(0, -1)

@@ -10,7 +10,7 @@ from torch.func import grad
 
 from rwslib import estimators
 from rwslib.methods.pathwise import frozen
-from rwslib.methods.relaxed import gumbel_like
+from rwslib.methods.relaxed import gumbels
 from rwslib.noise import Noise
 from rwslib.protocols import CategoricalGenerative, CategoricalInference
 from rwslib.trees import Tree
@@ -51,7 +51,7 @@ def gumbel_straight_through(
 ) -> Tensor:
     """Straight-through Gumbel-softmax: the arg max, with the softmax's derivative (Jang et al. 2017)."""
     log_probs = q.log_probs(x)
-    g = log_probs + gumbel_like(log_probs, num_particles, noise)
+    g = gumbels(log_probs, num_particles, noise)
     soft = torch.softmax(g / temperature, dim=-1)
     return _minus_elbo(p, x, _corner(g.argmax(dim=-1), log_probs), soft, log_probs)
 

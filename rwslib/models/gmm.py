@@ -26,7 +26,10 @@ def pick(table: Tensor, z: Tensor) -> Tensor:
     """``table[..., z]`` over the last axis: ``table [C]`` or ``[B, C]``, ``z [..., B]`` -> ``[..., B]``.
 
     A table per datum is read by comparison: the gradient is then a sum rather than a slow scatter.
+    At points of the simplex, ``z [..., B, C]``, it is the mean of the table there.
     """
+    if z.is_floating_point():
+        return (z * table).sum(dim=-1)
     if table.ndim == 1:
         return table[z]
     categories = torch.arange(table.shape[-1], dtype=z.dtype, device=z.device).view(-1, *[1] * z.ndim)
@@ -85,9 +88,7 @@ class GMM(nn.Module):
 
     def log_joint(self, z: Tensor, x: Tensor) -> Tensor:
         """``log p(z, x)``, ``[K, B]``; linear in the prior's logarithm where z is a point of the simplex."""
-        log_prior = self.log_prior()
-        prior = (z * log_prior).sum(dim=-1) if z.is_floating_point() else pick(log_prior, z)
-        return prior + self.log_likelihood(z, x)
+        return pick(self.log_prior(), z) + self.log_likelihood(z, x)
 
     forward = log_joint
 
@@ -134,8 +135,7 @@ class InferenceNetwork(nn.Module):
 
     def log_prob(self, z: Tensor, x: Tensor) -> Tensor:
         """``log q(z | x)``: ``z [K, B]`` categories or ``[K, B, C]`` points of the simplex -> ``[K, B]``."""
-        log_probs = self.log_probs(x)
-        return (z * log_probs).sum(dim=-1) if z.is_floating_point() else pick(log_probs, z)
+        return pick(self.log_probs(x), z)
 
     forward = log_prob
 

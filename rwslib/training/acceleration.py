@@ -143,9 +143,7 @@ def compile_or_keep(function: Callable, failed: Callable[[str], None] = warnings
     return call
 
 
-def accelerate(
-    steps: Steps, device: str, length: int, failed: Callable[[str], None] = warnings.warn
-) -> Steps:
+def accelerate(steps: Steps, device: str, length: int, failed: Callable[[str], None]) -> Steps:
     """The same optimiser steps, faster: compiled, and on a GPU recorded as one graph.
 
     Args:

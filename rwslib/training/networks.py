@@ -32,11 +32,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        parts: nn.ModuleDict,
-        phase: Phase | None = None,
-        changing: Collection[str] = (),
+        self, problem: Problem, parts: nn.ModuleDict, phase: Phase | None, changing: Collection[str]
     ):
         super().__init__()
         self.problem, self.parts, self.phase, self.changing = problem, parts, phase, changing

@@ -81,12 +81,7 @@ class Problem:
     device: str = "cpu"
 
     def losses(
-        self,
-        parts: Mapping[str, nn.Module],
-        x: Tree,
-        noise: Noise,
-        progress: Tensor,
-        phase: Phase | None = None,
+        self, parts: Mapping[str, nn.Module], x: Tree, noise: Noise, progress: Tensor, phase: Phase | None
     ) -> Tensor:
         """The surrogate loss of these modules for each datum, ``[B]``; the method's, or that of a phase."""
         p, q, extra = parts["p"], parts["q"], {}

@@ -38,9 +38,7 @@ COMPILE_FROM = 4000  # iterations from which compiling (5 to 30 s) pays
 CHECKPOINT_SECONDS = files.seconds_from_environment("RWSLIB_CHECKPOINT_SECONDS", 30)  # changes no numbers
 
 
-def pure_steps(
-    objective: Objective, replicates: Sequence[int], begin: int, compile_update: bool = False
-) -> Steps:
+def pure_steps(objective: Objective, replicates: Sequence[int], begin: int, compile_update: bool) -> Steps:
     """The optimiser steps of a phase as a pure function of the state and of what they read.
 
     Args:
@@ -196,8 +194,7 @@ class Trainer:
                     f"parameters of replicate {replicate} are no longer finite at iteration "
                     f"{self.iteration}: {why}{how}"
                 )
-        values = self._measured()
-        values = {"iteration": np.asarray(self.iteration, np.float32), **values}
+        values = {"iteration": np.asarray(self.iteration, np.float32), **self._measured()}
         # at once, so that an interruption finds whole curves
         self.curves = self.curves | {k: [*self.curves.get(k, ()), value] for k, value in values.items()}
 
