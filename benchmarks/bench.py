@@ -38,10 +38,7 @@ Rows = Iterator[dict[str, Any]]
 
 GMM_RUNS = 10  # replicates together
 GMM_AIMS = {  # replicate-iterations a second at K = 2 and 20
-    "ww": (15_000, 8_000),
-    "reinforce": (15_000, 8_000),
-    "vimco": (15_000, 8_000),
-    "dww": (15_000, 8_000),
+    **dict.fromkeys(("ww", "reinforce", "vimco", "dww"), (15_000, 8_000)),
     "ws": (8_000, 2_500),
     "concrete": (6_000, 1_600),
     "relax": (1_400, 350),
@@ -80,12 +77,12 @@ def rate(work: Callable[[], Any], seconds: float) -> float:
     return calls / (time.perf_counter() - begun)
 
 
-LARGE = {"cpu": (1024, 2**26), "gpu": (8192, 2**29)}  # rows of a matrix, numbers of a copy
+LARGE = {"cpu": (1024, 2**26), "cuda": (8192, 2**29)}  # rows of a matrix, numbers of a copy
 
 
 def machine_limits(seconds: float, device: str = "cpu") -> Limits:
     """Operations a second of large matrix products; bytes a second, read and written, of an uncached copy."""
-    size, length = LARGE["cpu" if device == "cpu" else "gpu"]
+    size, length = LARGE[device]
 
     def flops(dtype: torch.dtype) -> float:
         a = torch.randn(size, size, device=device).to(dtype)
@@ -137,10 +134,9 @@ def gmm_rows(seconds: float, limits: Limits) -> Rows:
 def vae_rows(seconds: float, limits: Limits) -> Rows:
     """The continuous model, at MNIST's size of image, batch and epoch."""
     for precision, num_particles, method, num_runs in product(PRECISIONS, VAE_AIMS, ("iwae", "ww"), (1, 4)):
-        row = vae_row(
-            VAEConfig(method, num_particles, num_runs=num_runs, precision=precision), seconds, limits
-        )
-        yield row | {"aim_fraction": VAE_AIMS[num_particles] if precision == "float32" else None}
+        config = VAEConfig(method, num_particles, num_runs=num_runs, precision=precision)
+        aim = VAE_AIMS[num_particles] if precision == "float32" else None
+        yield vae_row(config, seconds, limits) | {"aim_fraction": aim}
 
 
 def vae_row(config: VAEConfig, seconds: float, limits: Limits, device: str = "cpu") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rwslib import files, records
 from rwslib.commands import inspection
 
 
-def data_command(arguments: argparse.Namespace) -> None:
+def data_command(arguments: argparse.Namespace) -> bool:
     """Fetch a data set, or say which of its files are there and whole."""
     from rwslib import data
 
@@ -27,8 +27,7 @@ def data_command(arguments: argparse.Namespace) -> None:
     states = data.status()
     for place, state in states.items():
         print(f"{place}: ok" if state == "ok" else state)
-    if set(states.values()) != {"ok"}:
-        raise SystemExit(1)
+    return set(states.values()) != {"ok"}
 
 
 def _need_checkout(command: str) -> None:
@@ -56,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"executed notebook: {executed}\npage: {executed.with_suffix('.html')}")
 
 
-def train(arguments: argparse.Namespace) -> None:
+def train(arguments: argparse.Namespace) -> int:
     """Train what a grid asks for and no record holds; several processes may share one grid."""
     from rwslib.commands.sweep import configurations, is_stored
     from rwslib.training.acceleration import check_device
@@ -67,9 +66,7 @@ def train(arguments: argparse.Namespace) -> None:
         check_device(device)
         records.writable(store)
     with exit_when_terminated():
-        failures = _train_all(waiting, store, device)
-    if failures:
-        raise SystemExit(1)
+        return _train_all(waiting, store, device)
 
 
 def _train_all(waiting: list[Any], store: Path, device: str) -> int:
@@ -110,7 +107,7 @@ def exit_when_terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def sweep(arguments: argparse.Namespace) -> None:
+def sweep(arguments: argparse.Namespace) -> int:
     """Train and execute, on several cores or a cluster, what grids ask for and the store does not have."""
     _need_checkout("sweep")
     from rwslib.commands.sweep import sweep
@@ -118,8 +115,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores must be at least 1, got {arguments.cores}")
     how = arguments.cores, arguments.profile, arguments.device, arguments.dry_run
-    if sweep(arguments.grid, arguments.results_dir, *how):
-        raise SystemExit(1)
+    return sweep(arguments.grid, arguments.results_dir, *how)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -135,17 +131,16 @@ def list_records(arguments: argparse.Namespace) -> None:
         print(line)
 
 
-def verify(arguments: argparse.Namespace) -> None:
+def verify(arguments: argparse.Namespace) -> bool:
     """Check every record of both stores; one line a fault, and exit code 1 if there is any."""
     number, faults = inspection.verify(arguments.results_dir, arguments.own)
     for fault in faults:
         print(fault)
     print(f"{number} records, {len(faults)} faults")
-    if faults:
-        raise SystemExit(1)
+    return bool(faults)
 
 
-def export(arguments: argparse.Namespace) -> None:
+def export(arguments: argparse.Namespace) -> bool:
     """Write the final values of all records as a table, one row a replicate."""
     where = arguments.results_dir, arguments.own
     if arguments.csv == Path("-"):
@@ -155,8 +150,7 @@ def export(arguments: argparse.Namespace) -> None:
             faults = inspection.export(file, *where)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
-    if faults:
-        raise SystemExit(1)
+    return bool(faults)
 
 
 def publish(arguments: argparse.Namespace) -> None:
@@ -266,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        chosen.function(chosen)
+        if chosen.function(chosen):  # something is wrong, and said
+            sys.exit(1)
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 """What is asked of arguments, log-densities and counts before anything is computed from them."""
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -18,6 +19,12 @@ def require(condition: bool, name: str, allowed: str, value: Any) -> None:
 def is_whole(value: Any, at_least: float) -> bool:
     """Whether a value is a whole number, of Python or NumPy, that is large enough."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
+
+
+def require_int(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
+    """Refuse anything but a whole number in a range."""
+    require(is_whole(value, at_least), name, f"a whole number of at least {at_least}", value)
+    require(value <= at_most, name, f"at most {at_most}", value)
 
 
 def check_log_densities(min_particles: int = 1, **tensors: Tensor) -> None:

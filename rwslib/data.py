@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rwslib import files
-from rwslib.checks import is_whole, require
+from rwslib.checks import require, require_int
 from rwslib.noise import Noise
 
 SIDE = 28  # of an image of a digit
@@ -314,7 +314,7 @@ def scenes(name: str, split: str, num: int | None = None, seed: int = 0) -> Scen
     require(split in ("train", "test"), "split", "'train' or 'test'", split)
     num = NUM_SCENES[split] if num is None else num
     for argument, value, least in (("num", num, 1), ("seed", seed, 0)):
-        require(is_whole(value, least), argument, f"a whole number of at least {least}", value)
+        require_int(argument, value, least)
     made = _scenes(name, split, int(num), int(seed))
     return Scenes(*(part.clone() for part in made))  # whoever writes into his own changes nobody else's
 

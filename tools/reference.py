@@ -96,20 +96,16 @@ class LinkClaims(SphinxPostTransform):
     def run(self, **kwargs: Any) -> None:
         """Make the links of one page."""
         known = self.env.get_domain("std").anonlabels
+        here = self.app.builder, self.env.docname
+
+        def node(piece: str, label: str | None) -> nodes.Node:
+            plain = nodes.Text(piece)
+            return make_refnode(*here, *known[label], plain, piece) if label else plain
+
         for text in list(self.document.findall(nodes.Text)):
             pieces = claim_links(text.astext(), known)
-            if not any(label for _, label in pieces) or not takes_links(text):
-                continue
-            builder, here = self.app.builder, self.env.docname
-            text.parent.replace(
-                text,
-                [
-                    make_refnode(builder, here, *known[label], nodes.Text(piece), piece)
-                    if label
-                    else nodes.Text(piece)
-                    for piece, label in pieces
-                ],
-            )
+            if any(label for _, label in pieces) and takes_links(text):
+                text.parent.replace(text, [node(*piece) for piece in pieces])
 
 
 def link_code(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

@@ -166,7 +166,7 @@ def export(file: TextIO, results_dir: Path | None = None, own: bool = False) -> 
             rows += _rows(records.load(path))
         except (ValueError, LookupError) as error:
             faults.append(f"{path}: {error!r}" if isinstance(error, LookupError) else str(error))
-    writer = csv.DictWriter(file, {name: None for row in rows for name in row})  # in the order of first sight
+    writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
     writer.writerows(rows)
     return faults

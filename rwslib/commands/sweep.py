@@ -23,7 +23,7 @@ import yaml
 from rwslib import files, records
 from rwslib.commands import inspection
 from rwslib.experiments import EXPERIMENTS
-from rwslib.experiments.common import known_name, plain_value, require
+from rwslib.experiments.common import known_name, one_of, plain_value, require
 from rwslib.training.acceleration import check_device
 from rwslib.training.trainer import COMPILE_FROM
 
@@ -52,8 +52,7 @@ def configuration(fields: Mapping[str, Any]) -> Any:
     """The configuration of one row, checked."""
     fields = dict(fields)
     experiment = fields.pop("experiment", None)
-    known = isinstance(experiment, str) and experiment in EXPERIMENTS
-    require(known, "experiment", f"one of {list(EXPERIMENTS)}", experiment)
+    one_of(EXPERIMENTS)("experiment", experiment)
     config = EXPERIMENTS[experiment].config
     kinds = get_type_hints(config)
     for name, value in fields.items():
@@ -170,11 +169,9 @@ def sweep(
         _write_plan(folder, store, batches(runs, jobs), notebooks, device)
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(WORKFLOW / "Snakefile")]
         command += ["--directory", str(folder), "--keep-going", "--quiet", "host", "reason"]
-        command += [] if profile else ["rules"]  # jobs that run elsewhere do not say here why they fail
-        if profile:
-            command += ["--profile", str(_profile_folder(profile))]
-        if cores or not profile:
-            command += ["--cores", str(cores or 2)]
+        # jobs that run elsewhere do not say here why they fail
+        command += ["--profile", str(_profile_folder(profile))] if profile else ["rules"]
+        command += ["--cores", str(jobs)] if cores or not profile else []
         # its own cache, because homes are not writable everywhere; what is missing afterwards tells more
         # than its exit code
         subprocess.run(command, check=False, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")})

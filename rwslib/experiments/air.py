@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rwslib import data
-from rwslib.estimators import normalized_weights, sleep_phi_loss
+from rwslib.estimators import normalized_weights
 from rwslib.evaluation import importance_estimates
 from rwslib.experiments.common import (
     check_common,
@@ -25,6 +25,7 @@ from rwslib.experiments.common import (
     with_errors,
 )
 from rwslib.methods import METHODS
+from rwslib.methods.wake_sleep import sleep_loss
 from rwslib.models.air import (
     CANVAS,
     MAX_OBJECTS,
@@ -36,6 +37,7 @@ from rwslib.models.air import (
     scales_and_shifts,
 )
 from rwslib.noise import CURVES, FINALS, SAMPLES, Noise
+from rwslib.protocols import Inference
 from rwslib.training import Networks, Phase, Problem, largest_divisor
 from rwslib.training.optimizers import Optimizer, adam, delayed, rmsprop
 
@@ -167,13 +169,9 @@ def _pixels(images: Tensor, noise: Noise, grey: bool) -> Tensor:
     return images / 255 if grey else data.binarize(images, noise)
 
 
-def dream_loss(
-    p: GenerativeModel, q: InferenceNetwork, x: Tensor, num_particles: int, noise: Noise
-) -> Tensor:
+def dream_loss(p: GenerativeModel, q: Inference, x: Tensor, num_particles: int, noise: Noise) -> Tensor:
     """Sleep phase on dreams of every count, as many per scene whatever K, so that all runs start alike."""
-    z, dreams = p.dream(DREAMS_PER_SCENE * len(x), noise)
-    log_q = q.log_prob(Latents(*(part[None] for part in z)), dreams)
-    return sleep_phi_loss(log_q.view(DREAMS_PER_SCENE, len(x)))
+    return sleep_loss(q, *p.dream(DREAMS_PER_SCENE * len(x), noise), DREAMS_PER_SCENE)
 
 
 def problem(config: AIRConfig, device: str = "cpu") -> Problem:

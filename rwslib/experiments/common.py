@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from torch import Tensor
 
-from rwslib.checks import is_whole, require
+from rwslib.checks import require, require_int
 from rwslib.methods import METHODS, Option, usable
 from rwslib.noise import check_seed
 
@@ -22,12 +22,6 @@ def known_name(name: Any, known: Collection[str], what: str) -> None:
     close = get_close_matches(str(name), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     require(name in known, what, f"one of {list(known)}{hint}", name)
-
-
-def require_int(name: str, value: Any, at_least: int, at_most: float = math.inf) -> None:
-    """Refuse anything but a whole number in a range."""
-    require(is_whole(value, at_least), name, f"a whole number of at least {at_least}", value)
-    require(value <= at_most, name, f"at most {at_most}", value)
 
 
 Check = Callable[[str, Any], None]  # of a name and a value; raises ``ValueError``

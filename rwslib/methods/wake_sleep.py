@@ -23,14 +23,14 @@ def wake_wake(
 
 def wake_sleep(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
     """Wake-phase theta, sleep-phase phi on K dreams per datum; the paper's WS (sections 3.1, 4)."""
-    return wake_theta(p, q, x, num_particles, noise) + _sleep_loss(p, q, x, num_particles, noise)
+    theta_loss = wake_theta(p, q, x, num_particles, noise)
+    return theta_loss + sleep_loss(q, *p.sample(num_particles * batch_size(x), noise), num_particles)
 
 
-def _sleep_loss(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
-    batch = batch_size(x)
-    z, dreams = p.sample(num_particles * batch, noise)
+def sleep_loss(q: Inference, z: Tree, dreams: Tree, num_particles: int) -> Tensor:
+    """The sleep-phase phi update alone, on dreams and their latents, so many for each datum."""
     log_q = q.log_prob(tree_map(lambda t: t.detach()[None], z), tree_map(Tensor.detach, dreams))
-    return estimators.sleep_phi_loss(log_q.view(num_particles, batch))
+    return estimators.sleep_phi_loss(log_q.view(num_particles, batch_size(dreams) // num_particles))
 
 
 def wake_wake_sleep(
@@ -40,7 +40,7 @@ def wake_wake_sleep(
     z, log_q = q.sample(x, num_particles, noise)
     log_p = p.log_joint(z, x)
     wake = estimators.wake_phi_loss(log_p, log_q)
-    sleep = _sleep_loss(p, q, x, num_particles, noise)
+    sleep = sleep_loss(q, *p.sample(num_particles * batch_size(x), noise), num_particles)
     return estimators.wake_theta_loss(log_p, log_q) + wake_weight * wake + (1 - wake_weight) * sleep
 
 

@@ -56,10 +56,7 @@ class GenerativeModel(nn.Module):
         self.latents = tuple(latents)
         self.top = nn.Parameter(torch.zeros(self.latents[0]))
         self.layers = nn.ModuleList(MLP(sizes) for sizes in pairwise(self.latents))
-        self.decoder = MLP([self.latents[-1], *hidden, num_pixels])
-        if pixel_mean is not None:
-            with torch.no_grad():
-                self.decoder.layers[-1].bias.copy_(torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3)))
+        self.decoder = MLP([self.latents[-1], *hidden, num_pixels], mean=pixel_mean)
 
     def log_prior(self) -> Tensor:
         """``log p(z)`` of both sides of every coin of the only layer, ``[D, 2]``."""

@@ -48,15 +48,21 @@ class MLP(nn.Module):
         matmul_dtype: None is that of the parameters; bfloat16 rounds the factors and results of the matrix
             products (their sums, the biases and everything between are float32); several times faster
             where the processor has bfloat16 units.
+        mean: of the coins whose logits are the output; the last bias starts there, or at zeros.
     """
 
-    def __init__(self, sizes: Sequence[int], matmul_dtype: torch.dtype | None = None):
+    def __init__(
+        self, sizes: Sequence[int], matmul_dtype: torch.dtype | None = None, mean: Tensor | None = None
+    ):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.matmul_dtype = matmul_dtype
         for layer in self.layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if mean is not None:
+            with torch.no_grad():
+                self.layers[-1].bias.copy_(torch.logit(mean.clamp(1e-3, 1 - 1e-3)))
 
     def forward(self, h: Tensor) -> Tensor:
         """``[..., D_in]`` -> ``[..., D_out]``."""
@@ -106,10 +112,7 @@ class GenerativeModel(nn.Module):
     ):
         super().__init__()
         self.latent_size = latent_size
-        self.decoder = MLP([latent_size, *hidden, num_pixels], matmul_dtype)
-        if pixel_mean is not None:
-            with torch.no_grad():
-                self.decoder.layers[-1].bias.copy_(torch.logit(pixel_mean.clamp(1e-3, 1 - 1e-3)))
+        self.decoder = MLP([latent_size, *hidden, num_pixels], matmul_dtype, pixel_mean)
 
     def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
         """``log p(x | z)``: ``z [K, B, L]``, binary ``x [B, D]`` -> ``[K, B]`` in nats."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from rwslib.checks import is_whole, require
+from rwslib.checks import is_whole, require, require_int
 from rwslib.noise import Noise, global_generators
 from rwslib.training.watched import (
     OUT_OF_MEMORY,
@@ -61,8 +61,7 @@ def check_arguments(problem: Any, parts: nn.ModuleDict) -> None:
         num_data, size = problem.epoch
         require(size <= num_data, "batch_size", f"at most the {num_data} data", size)
     for name in ("num_iterations", "log_every"):
-        value = getattr(problem, name)
-        require(is_whole(value, 1), name, "a whole number of at least 1", value)
+        require_int(name, getattr(problem, name), 1)
     least = method.min_particles
     few = f"a whole number of at least {least} for method {method.title}"
     require(is_whole(problem.num_particles, least), "num_particles", few, problem.num_particles)

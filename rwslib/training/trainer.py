@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -66,20 +66,18 @@ def pure_steps(objective: Objective, replicates: Sequence[int], begin: int, comp
                 over_replicates = one_by_one(gradients, problem, replicates, int(iteration) + step)
             grads = over_replicates(params, *(part[:, step] for part in drawn))
             changed = {name: grads.pop(name) for name in objective.changing}
-            free, fixed = _split((params, *moments), grads)
+            before = params, *moments
+            free = [{name: part[name] for name in grads} for part in before]
             rate = problem.rate(iteration + step)
             value, moved = update(free[0], grads, tuple(free[1:]), iteration + step + 1 - begin, rate)
-            params, *after = ({**rest, **new} for rest, new in zip(fixed, (value, *moved), strict=True))
+            params, *after = (
+                {**{name: kept for name, kept in old.items() if name not in new}, **new}
+                for old, new in zip(before, (value, *moved), strict=True)
+            )
             params, moments = {**params, **changed}, tuple(after)
         return params, moments
 
     return steps
-
-
-def _split(parts: Sequence[Tensors], names: Collection[str]) -> tuple[list[Tensors], list[Tensors]]:
-    """What has these names, and the rest."""
-    free = [{name: part[name] for name in names} for part in parts]
-    return free, [{name: value for name, value in part.items() if name not in names} for part in parts]
 
 
 class Trainer:
@@ -142,9 +140,8 @@ class Trainer:
             self.block = graph_length(problem.log_every, min(at_most, GPU_BLOCK))
         else:
             self.block = largest_divisor(problem.log_every, at_most)
-        self._steps = pure_steps(
-            self.objective, self.replicates, begin, compile_update=self.compiled and not problem.mapped
-        )
+        compile_update = self.compiled and not problem.mapped
+        self._steps = pure_steps(self.objective, self.replicates, begin, compile_update)
         if self.compiled and problem.mapped:
             self._steps = accelerate(self._steps, self.device, self.block, self._go_on_uncompiled)
 
