@@ -41,7 +41,7 @@ from rwslib.protocols import Inference
 from rwslib.training import Networks, Phase, Problem, largest_divisor
 from rwslib.training.optimizers import Optimizer, adam, delayed, rmsprop
 
-OFFERS = ("sample_defensive", "control_variate")  # to methods
+OFFERS = ("sample_defensive", "control_variate", "two_kinds")  # to methods
 OPTIMIZERS = {"adam": Optimizer(adam), "rmsprop": Optimizer(rmsprop, start=(1.0, 0.0))}
 WARM_UP = {"dream_iterations": 0, "sorted_dreams": False, "warmup_iterations": 2000}  # an earlier recipe
 EARLIER_RUNS: dict[int, dict[str, Any]] = {  # of that recipe, by their length

@@ -13,7 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from rwslib.checks import require
-from rwslib.methods.ablations import concrete_2018, dww_wrong_density, vimco_air2018, vimco_no_log_k
+from rwslib.methods.ablations import (
+    concrete_2018,
+    dww_wrong_density,
+    vimco_air2018,
+    vimco_no_log_k,
+    vimco_scores,
+)
 from rwslib.methods.antithetic import antithetic_score, disarm, disarm_bound
 from rwslib.methods.pathwise import dreg, iwae, rws_dreg, stl, vae
 from rwslib.methods.relaxed import (
@@ -62,6 +68,7 @@ __all__ = [
     "vimco",
     "vimco_air2018",
     "vimco_no_log_k",
+    "vimco_scores",
     "wake_sleep",
     "wake_wake",
     "wake_wake_sleep",
@@ -127,7 +134,8 @@ class Method:
         latent: ``"any"``, ``"categorical"`` (one, or a vector of them that are independent given x),
             ``"binary"`` (the same with two categories) or ``"reparameterisable"``.
         needs: what else the model must have: ``"sample_defensive"``, a function of p; ``"one_kind"``,
-            latents of which not only some have a path derivative; ``"one_latent"``, no vector of them.
+            latents of which not only some have a path derivative, and ``"two_kinds"``, of which only some
+            have; ``"one_latent"``, no vector of them.
         min_particles: smallest K at which the method is defined.
         options: keyword arguments a run may set.
         control_variate: None, ``"regression"`` (trained inside the loss) or ``"variance"`` (trained
@@ -234,6 +242,9 @@ METHODS = {
     "vimco_air2018": Method("VIMCO, AIR 2018", vimco_air2018, "mnih2016variational", _K, ("#999999", ":"),
                             min_particles=2, ablation="the learning signal is the particle's own log-weight, "
                             "and the mean over particles"),
+    "vimco_scores": Method("VIMCO, scores alone", vimco_scores, "mnih2016variational", _K, ("#7F7F00", ":"),
+                           needs=("two_kinds",), min_particles=2,
+                           ablation="no path derivative, though some latents have one"),
     "dww_wrong_density": Method("δ-WW, wrong density", dww_wrong_density, "hesterberg1995weighted", _2K,
                                 ("#A0522D", ":"), follows="KL(p, q)",
                                 needs=("sample_defensive", "one_kind"), options=_DELTA,

@@ -34,6 +34,12 @@ def vimco_air2018(p: Generative, q: Inference, x: Tree, num_particles: int, nois
     return estimators.iwae_loss(log_p, log_q) - (signal * log_q_score).mean(dim=0)
 
 
+def vimco_scores(p: Generative, q: Inference, x: Tree, num_particles: int, noise: Noise) -> Tensor:
+    """Ablation: VIMCO told by scores alone, where q has a path derivative of some latents; unbiased."""
+    z, log_q = q.sample(x, num_particles, noise)
+    return estimators.vimco_loss(p.log_joint(z, x), log_q)
+
+
 def dww_wrong_density(
     p: DefensiveGenerative, q: Inference, x: Tree, num_particles: int, noise: Noise, delta: float = 0.2
 ) -> Tensor:
