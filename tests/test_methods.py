@@ -329,6 +329,21 @@ def test_methods_use_the_discrete_part_of_log_q_where_q_tells_it_apart(name):
         assert_same_gradients(parameter_gradients(loss, module), parameter_gradients(expected, module))
 
 
+@pytest.mark.parametrize("network", [GaussianNetwork, MixedNetwork])
+def test_the_ablation_without_path_is_vimco_of_a_network_that_offers_none(network):
+    p, q, x = GaussianModel().double(), network().double(), torch.linspace(-2, 2, 5).double()
+    loss = methods.vimco_scores(p, q, x, 3, Noise(4)).sum()
+    z, log_q = q.sample(x, 3, Noise(4))
+    expected = estimators.vimco_loss(p.log_joint(z, x), log_q).sum()
+    with_path = methods.vimco(p, q, x, 3, Noise(4)).sum()
+    for module in (p, q):
+        gradients = parameter_gradients(loss, module)
+        assert_same_gradients(gradients, parameter_gradients(expected, module))
+    other = parameter_gradients(with_path, q)  # the loop ends with q's
+    same = all(torch.allclose(gradients[name], other[name]) for name in other)
+    assert same == (network is GaussianNetwork)
+
+
 def test_the_ablation_without_log_k_is_noisier():
     """For K = 4 it may be noisier even than REINFORCE."""
     problem = EnumeratedMixture(num_particles=4)
@@ -908,6 +923,7 @@ def test_a_method_is_usable_where_the_model_has_all_that_it_needs():
     assert {"tvo", "dww", "nvil", "concrete", "iwae"}.isdisjoint(methods.usable())
     for name, offers in {
         "tvo": ["one_kind"],
+        "vimco_scores": ["two_kinds"],
         "dww": ["sample_defensive"],
         "nvil": ["control_variate"],
         "relax": ["categorical", "control_variate"],

@@ -10,7 +10,7 @@ from rwslib.report.claims.rules import Claim, Rule, judge
 
 BEST_K = 10  # up to which the paper sees VIMCO's model of scenes improve
 USABLE = 0.9  # count accuracy of an inference network that can be used; the paper gives no number
-EVIDENCE, DIVERGENCE = "log evidence of scenes", "divergence on scenes"
+EVIDENCE, DIVERGENCE, ELBO = "log evidence of scenes", "divergence on scenes", "ELBO of scenes"
 
 
 def without_failures(runs: Runs) -> dict[tuple[str, int], RunRecord]:
@@ -154,6 +154,24 @@ RULES = (
         ("air-runs",),
         lambda e: e.gains_nothing((EVIDENCE, "ww", "wws"), (DIVERGENCE, "wws", "ww")),
         rests_on="with sleep",
+    ),
+    Rule(
+        "AIR-11a",
+        "section 4",
+        "WW's ELBO rises with every step in particles",
+        "gain in the ELBO of the test scenes with each step in particles, nats",
+        ("air-elbo",),
+        lambda e: e.steps(ELBO, "ww"),
+        ("GEN-3a",),
+    ),
+    Rule(
+        "AIR-11b",
+        "section 4",
+        "VIMCO's ELBO falls with every step in particles",
+        "fall of the ELBO of the test scenes with each step in particles, nats",
+        ("air-elbo",),
+        lambda e: e.steps(ELBO, "vimco", sign=-1),
+        ("GEN-3b",),
     ),
 )
 

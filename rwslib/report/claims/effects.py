@@ -110,10 +110,12 @@ QUANTITIES = {
     "rounding": Quantity("", 0, _EXACT),
     "log evidence of images": Quantity("nats", 0.1, _IMAGES, metric("log_marginal")),
     "divergence on images": Quantity("nats", 0.1, _IMAGES, metric("kl_q_p")),
+    "ELBO of images": Quantity("nats", 0.1, _IMAGES, metric("elbo")),
     "active units": Quantity("units", 0.5, "they are whole numbers", metric("active_units")),
     "log roughness of the curve": Quantity("", math.log(1.1), "ten per cent of roughness", log_curve_noise),
     "log evidence of scenes": Quantity("nats", 1, _SCENES, metric("log_marginal")),
     "divergence on scenes": Quantity("nats", 1, _SCENES, metric("kl_q_p")),
+    "ELBO of scenes": Quantity("nats", 1, _SCENES, metric("elbo")),
     "counts that are right": Quantity(
         "of the scenes", 0.01, "one scene of a hundred", metric("count_accuracy_sample")
     ),

@@ -132,10 +132,10 @@ RULES = (
     Rule(
         "GMM-4",
         BOTTOM,
-        "WW and WS have lower gradient variance than the bound's score-function estimators",
+        "WW and WS have lower gradient variance than methods that climb the bound",
         "logarithm of the ratio of the gradients' spreads, averaged over training",
         FIGURE,
-        lambda e: quieter(e, ("ww", "ws"), ("reinforce", "relax", "vimco")),
+        lambda e: quieter(e, ("ww", "ws"), BOUND_METHODS),
     ),
     Rule(
         "GMM-5a",
@@ -156,10 +156,10 @@ RULES = (
     Rule(
         "GMM-6",
         TOP,
-        "WS ends worst, Concrete aside",
+        "WS learns the worst mixture weights",
         P_ABOVE,
         FIGURE,
-        lambda e: worse(e, "error of p", ("ws",), ("ww", "dww", "reinforce", "vimco", "relax")),
+        lambda e: worse(e, "error of p", ("ws",), ("ww", "dww", *BOUND_METHODS)),
     ),
     Rule(
         "GMM-7a",

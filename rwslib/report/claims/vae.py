@@ -8,7 +8,7 @@ from rwslib.report.claims.effects import QUANTITIES, Effect, Evidence, Runs, tit
 from rwslib.report.claims.rules import Claim, Rule, judge
 
 LARGE_K = 128  # up to which the paper sees IWAE's model improve
-EVIDENCE, DIVERGENCE = "log evidence of images", "divergence on images"
+EVIDENCE, DIVERGENCE, ELBO = "log evidence of images", "divergence on images", "ELBO of images"
 
 
 def levels_off(evidence: Evidence) -> list[Effect]:
@@ -27,18 +27,20 @@ def levels_off(evidence: Evidence) -> list[Effect]:
     ]
 
 
-def slope(evidence: Evidence, method: str, sign: int, margin: float = 0.0) -> list[Effect]:
-    """Slope of the divergence against the logarithm of K, over the runs of a method."""
+def slope(
+    evidence: Evidence, method: str, sign: int, margin: float = 0.0, quantity: str = DIVERGENCE
+) -> list[Effect]:
+    """Slope of the divergence, or of the ELBO, against the logarithm of K, over the runs of a method."""
     Ks = evidence.particles_of(method)
     if len(Ks) < 2:
-        return [Effect(f"{title(method)}, two numbers of particles", DIVERGENCE, ())]
+        return [Effect(f"{title(method)}, two numbers of particles", quantity, ())]
 
-    def fit(*divergences: np.ndarray) -> np.ndarray:
-        return sign * np.polyfit(np.log2(Ks), np.stack(divergences), 1)[0]
+    def fit(*values: np.ndarray) -> np.ndarray:
+        return sign * np.polyfit(np.log2(Ks), np.stack(values), 1)[0]
 
     label = f"{title(method)}, per doubling of K"
     cells = [(method, K) for K in Ks]
-    return [evidence.effect(label, DIVERGENCE, *cells, combine=fit, margin=margin)]
+    return [evidence.effect(label, quantity, *cells, combine=fit, margin=margin)]
 
 
 def as_quiet(evidence: Evidence) -> list[Effect]:
@@ -148,6 +150,24 @@ RULES = (
         FIGURE,
         lambda e: e.above(EVIDENCE, "ww", "iwae", margin=QUANTITIES[EVIDENCE].smallest),
         ("GEN-3c",),
+    ),
+    Rule(
+        "VAE-9a",
+        "section 4",
+        "WW's ELBO rises with more particles",
+        "slope of the ELBO of the test images against the logarithm of K, nats per doubling",
+        ("vae-elbo",),
+        lambda e: slope(e, "ww", 1, quantity=ELBO),
+        ("GEN-3a",),
+    ),
+    Rule(
+        "VAE-9b",
+        "section 4",
+        "IWAE's ELBO falls with more particles",
+        "fall of the ELBO of the test images against the logarithm of K, nats per doubling",
+        ("vae-elbo",),
+        lambda e: slope(e, "iwae", -1, quantity=ELBO),
+        ("GEN-3b",),
     ),
 )
 
