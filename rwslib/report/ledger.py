@@ -282,11 +282,13 @@ def scale(configs: Sequence[Entry]) -> str:
     row = EXPERIMENTS[configs[0]["experiment"]]
     paper, lengths = row.paper_length, {row.length(config) for config in configs}
     share = "" if not paper or max(lengths) >= paper else f" ({row.source}: {paper:,})"
+    dreams = {config.get("dream_iterations", 0) for config in configs} - {0}
+    first = f", the first {numbers(dreams)} of them on dreams" if dreams else ""
     replicates = {config["num_runs"] for config in configs}
     dataset = configs[0].get("dataset")
     data = f", {DATASETS[dataset].title}" if dataset else ""
     return (
-        f"{numbers(lengths)} {row.unit}{share}{data}; {numbers(replicates)} "
+        f"{numbers(lengths)} {row.unit}{share}{first}{data}; {numbers(replicates)} "
         f"replicate{'s' * (replicates != {1})}; K = {numbers(c['num_particles'] for c in configs)}"
     )
 

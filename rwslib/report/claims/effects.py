@@ -370,8 +370,8 @@ def in_words(effects: Effects) -> str:
 
 
 def number(value: float, sign: bool = True) -> str:
-    """A value with two digits, or all before the point, and a true minus sign."""
-    text = f"{value:.0f}" if abs(value) >= 99.5 else f"{value:.2g}"
+    """A value with two digits, or all before the point and a half, and a true minus sign."""
+    text = f"{value:.0f}" if abs(value) >= 99.5 else f"{value:g}" if value % 1 == 0.5 else f"{value:.2g}"
     if "e" in text and abs(value) > 1e-6:
         text = f"{value:.4f}"
     text = text if float(text) else "0"

@@ -91,6 +91,10 @@ def bias_falls(evidence: Evidence) -> list[Effect]:
 TOP, MIDDLE, BOTTOM = "Figure 4, top", "Figure 4, middle", "Figure 4, bottom"
 FIGURE, SUPPORT = ("fig-figure4",), ("fig-support", "fig-figure5")
 GIVEN_UP = "number of categories given up at the end, minus half of one"
+BESIDE_DWW = (
+    "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW, whose steps "
+    "evaluate twice as many particles"
+)
 P_ABOVE = "median final error of p(z) under the one method minus that under the other"
 RULES = (
     Rule(
@@ -202,7 +206,7 @@ RULES = (
         "GMM-9a",
         "Figures 4 and 5",
         "δ-WW keeps all categories with few particles",
-        "half a category minus the number given up",
+        "half a category minus the number given up, one whose probability ends below 10⁻³",
         SUPPORT,
         lambda e: gives_up(e, ("dww",), e.particles[:1], -1),
     ),
@@ -210,7 +214,7 @@ RULES = (
         "GMM-9b",
         "Figure 4, top and middle",
         "δ-WW is best with few particles",
-        "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
+        BESIDE_DWW,
         FIGURE,
         lambda e: best(e, "dww", e.particles[:2]),
     ),
@@ -218,7 +222,7 @@ RULES = (
         "GMM-9c",
         "text",
         "δ-WW is best with many particles, too",
-        "median final error, of p(z) and of q(z | x), under another method minus that under δ-WW",
+        BESIDE_DWW,
         FIGURE,
         lambda e: best(e, "dww", e.particles[2:]),
         ("GEN-3c",),
