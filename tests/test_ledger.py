@@ -195,6 +195,10 @@ def test_the_first_page_says_how_long_runs_are_and_what_the_original_code_explai
     assert said["03_vae"].startswith("40 epochs (the schedule that the paper follows: 3,280), MNIST; 2 ")
     chapter = Path(__file__).parent.parent / "notebooks/02_gmm.ipynb"
     assert ledger.chapter_scale(chapter) == "100,000 iterations; 10 replicates; K = 2, 5, 10 and 20"
+    dreaming = records.plain(AIRConfig("ww", 5, num_iterations=3000))
+    assert ledger.scale([dreaming]).startswith(
+        "3,000 iterations (the paper: 2,000,000), the first 600 of them on dreams, "
+    )
     said = ledger.original_code(chapter)
     assert said.startswith("- GMM-3b says that inference networks get worse with more particles ")
     assert "lacks its log K, it is as the paper says: VIMCO, K 5 to 10, +0.12 " in said and "\n" not in said

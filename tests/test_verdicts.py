@@ -329,3 +329,4 @@ def test_an_interval_is_said_where_there_is_one():
     assert with_interval(effect(8, -math.inf, math.inf)) == "+8 (no interval)"
     assert with_interval(effect(1, 1, 1)) == "+1"
     assert number(99.6) == "+100"
+    assert [number(v) for v in (12.5, -7.5, 0.5, 12.4)] == ["+12.5", "−7.5", "+0.5", "+12"]

@@ -284,7 +284,7 @@ def is_sampled(row: str, problem: str) -> bool:
 
 
 def rows(problem: str) -> dict[str, tuple[int, ...]]:
-    """The numbers of particles of each row of a problem; who learns from dreams has none."""
+    """The numbers of particles of each row of a problem; dreams or two kinds of latents have no place."""
     found = {}
     for row in (*METHODS, *VARIANTS):
         method = method_of(row)
@@ -293,7 +293,7 @@ def rows(problem: str) -> dict[str, tuple[int, ...]]:
         else:
             fits = method.latent != "reparameterisable" and (method.latent != "binary" or problem == "coin")
             fits = fits and not (problem == "coin" and row in SAMPLED)
-        if fits and "dreams" not in method.follows:
+        if fits and "dreams" not in method.follows and "two_kinds" not in method.needs:
             few = FEW if is_sampled(row, problem) or method.latent == "categorical" else MANY
             particles = FEWER if method.control_variate == "variance" else few
             pairs = 2 if row == "disarm" else 1
