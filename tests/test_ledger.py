@@ -202,7 +202,7 @@ def test_the_first_page_says_how_long_runs_are_and_what_the_original_code_explai
     said = ledger.original_code(chapter)
     assert said.startswith("- GMM-3b says that inference networks get worse with more particles ")
     assert "lacks its log K, it is as the paper says: VIMCO, K 5 to 10, +0.12 " in said and "\n" not in said
-    assert ledger.original_code(chapter, "GMM-6") == ""
+    assert ledger.original_code(chapter, "GMM-8") == ""
 
 
 def test_a_chapter_without_claims_is_an_error(tmp_path):
