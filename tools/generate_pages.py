@@ -282,20 +282,20 @@ def headline(notebook: Path) -> str:
 
 
 def cards(notebooks: Sequence[Path]) -> str:
-    """One card a chapter: its subject, bar and verdicts of its claims, and on model and network a finding."""
+    """One card a chapter: its subject, bar and verdicts of its claims, findings on model and network."""
     parts = []
     for notebook in notebooks:
         (title,) = (row.title for row in EXPERIMENTS.values() if row.chapter == notebook.stem)
         lines = [line.removeprefix("- ") for line in finding(notebook).splitlines()]
-        gaps = [f"{start}." for start, what, _ in (line.partition("; at K =") for line in lines) if what]
-        last = " ".join(gaps or lines[-1:])  # the mixture's last one has both
+        gaps = [at for at, line in enumerate(lines) if "; at K =" in line] or [len(lines) - 1]
+        told = [f"{line.split('; at K =')[0].removesuffix('.')}." for line in lines[gaps[0] :]]
         parts += [
             ":::{div} landing-card",
             f"[**{title[0].upper()}{title[1:]}**](../notebooks/{notebook.name})",
             "",
             chapter_bar(notebook),
             "",
-            f"<p class='landing-more'>{last}</p>",
+            f"<p class='landing-more'>{' '.join(told)}</p>",
             ":::",
         ]
     return "\n".join(parts)
